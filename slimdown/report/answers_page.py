@@ -28,8 +28,8 @@ from slimdown.utils.secrets import redact_leaf
 MOST_SHOWN = 2000  # answers of a benchmark
 _MOST_BYTES = 4_700_000  # of all answers
 _LENGTH = 2000  # characters of a text
-_WORD = re.compile(r"\w+|\s+|[^\w\s]+")
-_LEAST_SHARED = 0.15  # where two texts share less of the longer one, everything would be marked
+_WORD = re.compile(r"\w+|\s+|[^\w\s]+")  # a word, spaces, or punctuation
+_LEAST_SHARED = 0.15  # of the longer text; if two texts share less, nearly all would be marked
 # JSON in a page must neither end its element nor, in an old browser, a line of a script.
 _ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
@@ -39,12 +39,12 @@ class _Change:
     """One answer that was lost or gained."""
 
     key: str  # what its link names
-    benchmark: int
+    benchmark: int  # its place among the benchmarks of the page, from 0
     is_lost: bool
-    cause: str  # of a loss, where it is known
+    cause: str  # a key of `text.CAUSES`; empty of a gain, and where the cause is not known
     subject: str  # empty where the benchmark has only one
     example: Example
-    p_loss: float | None  # by how much the probability of the right choice fell
+    p_loss: float | None  # how far the right choice's probability fell; None: not scored by it
     clarity: float  # the larger, the clearer the loss or the gain
 
 
@@ -61,7 +61,8 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
     """Render the answers that a fine-tuning lost and gained.
 
     Args:
-        findings: With the answers that were judged; answers to held-out questions are not shown.
+        findings: With `pairs`, the answers that were judged. No others are shown, so none to
+            questions that were held out.
         name: What the run is called.
         report: The file name of the report, which lies beside the page.
         place: Where whole texts are, such as a folder's name.
@@ -72,8 +73,9 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
     """
     pairs = findings.pairs
     changes = {
-        benchmark: list(_list_changes(i, benchmark, pair.with_first_answers))
-        for i, (benchmark, pair) in enumerate(pairs.items())
+        # If several answers were drawn to a question, only the first one's text is recorded.
+        benchmark: list(_list_changes(number, benchmark, pair.with_first_answers))
+        for number, (benchmark, pair) in enumerate(pairs.items())
     }
     answers_by_benchmark = _fit_answers(changes, findings.benchmarks)
     counts: list[dict[str, Any]] = []
@@ -81,6 +83,7 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         answers = answers_by_benchmark[benchmark]
         n_lost = sum(change.is_lost for change in benchmark_changes)
         n_lost_shown = sum(answer["lost"] for answer in answers)
+        # For both kinds, how many there are, and how many of them the page shows.
         lost = (n_lost, n_lost_shown)
         gained = (len(benchmark_changes) - n_lost, len(answers) - n_lost_shown)
         counts.append({"name": benchmark, "lost": lost, "gained": gained})
@@ -110,9 +113,10 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
 
 
 def _is_cut(answer: dict[str, Any]) -> bool:
-    lengths = [answer["prompt"][1], answer["target"][1], *answer.get("more", ())]
-    lengths += [choice[1] for choice in answer.get("choices", ())]
-    return any(length > 0 for length in lengths)
+    """Whether any text of an answer that `_write_answer` wrote is cut."""
+    missing = [answer["prompt"][1], answer["target"][1], *answer.get("more", ())]
+    missing += [choice[1] for choice in answer.get("choices", ())]
+    return any(n_missing > 0 for n_missing in missing)
 
 
 def _write_json(value: Any) -> str:
@@ -126,27 +130,39 @@ def _fit_answers(
     """Write the first answers of each benchmark, as many as there is room for on the page.
 
     Every benchmark has the same room. What one with few changes does not need is for the others.
+
+    Args:
+        changes: The changes of each benchmark; the first ones are written.
+        benchmarks: The findings on each benchmark.
+
+    Returns:
+        The answers by benchmark, as `_write_answer` writes them.
     """
     written = dict[str, list[dict[str, Any]]]()
-    room = _MOST_BYTES
+    room = _MOST_BYTES  # what the benchmarks that are not written yet share
+    # The benchmark with the fewest changes comes first, so that the others get what it leaves.
     for name in sorted(changes, key=lambda name: len(changes[name])):
-        share = room // (len(changes) - len(written))
+        n_benchmarks_left = len(changes) - len(written)
+        share = room // n_benchmarks_left
         written[name] = []
         for change in changes[name][:MOST_SHOWN]:
             answer = _write_answer(change, benchmarks[name])
             n_bytes = len(_write_json(answer).encode())
-            share -= n_bytes
-            if share < 0:
+            if n_bytes > share:
                 break
+            share -= n_bytes
             room -= n_bytes
             written[name].append(answer)
     return written
 
 
 def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
-    """Yield a benchmark's lost answers, then its gained ones, each with the clearest first.
+    """Yield a benchmark's lost answers, then its gained ones; of both, the clearest come first.
 
-    `number` is the place of the benchmark `name` among those of the page.
+    Args:
+        number: The place of the benchmark among those of the page, from 0.
+        name: The benchmark.
+        pair: Both models' answers to it, one to each question.
     """
     changed = find_changed_answers(pair)
     metric = pair.base.benchmark.metric
@@ -156,28 +172,32 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
     def describe(example: Example, is_lost: bool) -> _Change:
         """Describe one lost or gained answer, and how clear the change is.
 
-        The clarity is the change of the right choice's probability. Without choices, it is the
-        change of the mean of the answer's scores.
+        The clarity is the change of the right choice's probability. Without that, it is the change
+        of the mean of the answer's scores.
         """
         base, tuned = example.base, example.tuned
+        # By metric, how far the score fell; below 0 if it rose.
         falls = {key: score - tuned.scores.get(key, 0.0) for key, score in base.scores.items()}
         p_loss = falls.get(CHOICE_PROBABILITY)
         clarity = fsum(falls.values()) / max(1, len(falls)) if p_loss is None else p_loss
         cause = find_cause(example, metric) if is_lost and changed.has_causes else ""
         subject = (base.category or base.task) if len(subjects) > 1 else ""
-        place = "-".join([name, *([base.task] if has_tasks else []), str(base.doc_id)])
+        # Question numbers are unique only within a task, such as "colors-subject1-17".
+        task_parts = [base.task] if has_tasks else []
+        key = "-".join([name, *task_parts, str(base.doc_id)])
         return _Change(
-            key=visible(place),
+            key=visible(key),
             benchmark=number,
             is_lost=is_lost,
             cause=cause,
             subject=visible(subject),
             example=example,
             p_loss=p_loss,
-            clarity=clarity if is_lost else -clarity,
+            clarity=clarity if is_lost else -clarity,  # a gain is clear if the score rose far
         )
 
     # An answer can be lost by a further metric and gained by the primary one. Then it is gained.
+    # Both lists hold the same samples. These cannot be hashed, so they are found by their ids.
     gained_ids = {id(example.base) for example in changed.gained}
     lost = [describe(e, is_lost=True) for e in changed.lost if id(e.base) not in gained_ids]
     gained = [describe(e, is_lost=False) for e in changed.gained]
@@ -186,9 +206,20 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
 
 
 def _write_answer(change: _Change, benchmark: BenchmarkChange) -> dict[str, Any]:
-    """Write one answer of both models as JSON for the page's script.
+    """Write one answer of both models as JSON for the page's script, `pages/answers.js`.
 
-    A text that may be cut comes with the number of characters that are missing.
+    A text that may be cut comes with the number of characters that are missing, see `_cut`. A list
+    for both models has the base's value first.
+
+    Args:
+        change: The lost or gained answer.
+        benchmark: The findings on its benchmark.
+
+    Returns:
+        Besides what all answers have, one of two sets of keys. Multiple choice: "choices" (each
+        the text, the missing characters, and both models' probabilities in percent), the index
+        of the "right_choice", and those of the "taken" ones. Generated answers: the "texts",
+        split where they differ, with how many characters "more" they have, and their "words".
     """
     base, tuned = change.example.base, change.example.tuned
     answer: dict[str, Any] = {
@@ -207,8 +238,9 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange) -> dict[str, Any]
     if base.choices:
         shares = [_weigh_choices(sample, benchmark.metric) for sample in (base, tuned)]
         answer["choices"] = []
-        for i, choice in enumerate(base.choices):
-            percentages = [round(100 * share[i], 1) if share else None for share in shares]
+        for position, choice in enumerate(base.choices):
+            # A model's shares are empty if its log-likelihoods are unknown.
+            percentages = [round(100 * share[position], 1) if share else None for share in shares]
             answer["choices"].append([*_cut(choice), *percentages])
         answer["right_choice"] = _find_choice(base, base.target)
         answer["taken"] = [_find_choice(s, s.answers.get(benchmark.metric)) for s in (base, tuned)]
@@ -221,10 +253,13 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange) -> dict[str, Any]
 
 
 def _weigh_choices(sample: Sample, metric: str) -> list[float]:
-    """Return each choice's share, so that the largest is the one that the metric takes.
+    """Return each choice's share of 1, so that the largest is the one that the metric takes.
 
     For `acc_norm` a choice's log-likelihood is divided by its length, as the harness does it, and
-    multiplied by the mean length.
+    multiplied by the mean length, so that they keep the scale of log-likelihoods.
+
+    Returns:
+        The shares by choice; empty if log-likelihoods are missing, see `compute_probabilities`.
     """
     likelihoods = list(sample.log_likelihoods)
     if Metric(metric).name == "acc_norm":
@@ -236,23 +271,28 @@ def _weigh_choices(sample: Sample, metric: str) -> list[float]:
 
 
 def _cut(value: str) -> tuple[str, int]:
-    """Return the beginning of a text, and how many characters more it has; below 0: it is whole."""
+    """Return the beginning of a text, and how many more characters it has; 0 or less if whole."""
     return visible(value[:_LENGTH], multiline=True), len(value) - _LENGTH
 
 
 def _describe_scores(sample: Sample, benchmark: BenchmarkChange) -> str:
-    """Say how each metric read and scored an answer."""
-    parts, whole = list[str](), sample.response.strip()
+    """Say how each metric read and scored an answer: "strict: read as “4”, right; ..."."""
+    parts = list[str]()
+    response = sample.response.strip()
     for metric in benchmark.changes:
-        if (score := sample.scores.get(metric)) is not None:
-            read = "" if sample.choices else sample.answers.get(metric, "")
-            quoted = f"read as “{read[:80]}”, " if read.strip() not in ("", whole) else ""
-            word = {1.0: "right", 0.0: "wrong"}.get(score, format_value(float(score)))
-            parts.append(f"{text.shorten_metric(metric, benchmark)}: {quoted}{word}")
+        score = sample.scores.get(metric)
+        if score is None:
+            continue
+        # What the metric's filter kept of a generated answer; it is not quoted if it kept all.
+        kept = "" if sample.choices else sample.answers.get(metric, "")
+        quoted = f"read as “{kept[:80]}”, " if kept.strip() not in ("", response) else ""
+        result = {1.0: "right", 0.0: "wrong"}.get(score, format_value(float(score)))
+        parts.append(f"{text.shorten_metric(metric, benchmark)}: {quoted}{result}")
     return visible("; ".join(parts))
 
 
 def _find_choice(sample: Sample, choice: str | None) -> int:
+    """Return the index of a choice; -1 if it is not among the sample's choices."""
     return sample.choices.index(choice) if choice in sample.choices else -1
 
 
@@ -260,8 +300,9 @@ def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     """Split two texts by words into parts that are equal and parts that are not, in turn.
 
     Returns:
-        The parts of each text. The first one is equal in both texts, and may be empty. If the texts
-        have next to nothing in common, each text is one part.
+        The parts of each text, equally many of both. The first part, the third and so on are equal
+        in both texts; the first may be empty. The others differ, and may be empty in one text. If
+        the texts have next to nothing in common, each text is one part.
 
     >>> mark_difference("there are 9 pens", "there are 18 pens")
     (['there are ', '9', ' pens'], ['there are ', '18', ' pens'])
@@ -269,13 +310,14 @@ def mark_difference(base: str, tuned: str) -> tuple[list[str], list[str]]:
     (['it is four'], ['No.'])
     """
     before, after = _WORD.findall(base), _WORD.findall(tuned)
-    # Marks and spaces alone are no match, but they belong to one of words beside them.
+    # Punctuation and spaces match only beside words that match. Alone they say nothing.
     matcher = SequenceMatcher(lambda word: not word[0].isalnum(), before, after)
-    blocks = matcher.get_matching_blocks()
-    n_shared = sum(len(word) for begin, _, n in blocks for word in before[begin : begin + n])
+    n_shared = 0  # characters
+    for block in matcher.get_matching_blocks():
+        n_shared += sum(map(len, before[block.a : block.a + block.size]))
     if n_shared <= _LEAST_SHARED * max(len(base), len(tuned)):
         return [base], [tuned]
-    changes = matcher.get_opcodes()  # equal and unequal parts, in turn
+    changes = matcher.get_opcodes()  # equal and unequal parts, in turn; an unequal one may be first
     begins_equal = changes[0][0] == "equal"
     base_parts = [] if begins_equal else [""]
     tuned_parts = [] if begins_equal else [""]

@@ -33,9 +33,9 @@ from slimdown.report.tables import Cell, Column, Row, Table
 from slimdown.report.text import HOW_TO_CONFIRM
 from slimdown.stats.seeds import ENOUGH_SEEDS
 
-_FIRST_OUT = 1_000  # the rank of a column that is left out before any benchmark
-_MOST_SHOWN = 3  # differences below the table
-_MODEL = ("model.id", "quantization", "model.dtype")  # what decides a base's scores
+_FIRST_OUT = 1_000  # the `leave_out_rank` of a column that is left out before any benchmark
+_MOST_SHOWN = 3  # settings named above the table, and significant differences named below it
+_MODEL = ("model.id", "quantization", "model.dtype")  # the settings that tell base models apart
 
 
 def describe_briefly(
@@ -51,32 +51,42 @@ def describe_briefly(
     Returns:
         The lines above the table, and the table with its notes.
     """
-    judged = judge_configurations(comparison)
+    judged = judge_configurations(comparison)  # for each row, its means by column
     n_shown = min(max_rows or len(judged), len(judged))
     notes = [f"Add --rows 0 to see all {len(judged):,} rows."] if n_shown < len(judged) else []
     notes += describe_claims(comparison, by)
     notes += comparison.notes
     notes += describe_choice(comparison)
-    runs = [run for row in comparison.rows for run in row.runs]
-    varied, numbers = head_comparison(comparison, by)
+    varied, meaning_of_numbers = head_comparison(comparison, by)
     varied_settings = find_settings(comparison, by)
-    headings = [f"Varied: {varied}. {numbers}." if varied_settings else f"{numbers}."]
+    headings = [f"{meaning_of_numbers}."]
     if varied_settings:
+        headings = [f"Varied: {varied}. {meaning_of_numbers}."]
         headings += _describe_other_differences(comparison, varied_settings)
     headings += _describe_base(comparison)
+    runs = [run for row in comparison.rows for run in row.runs]
     headings += describe_model_differences(runs)
     table = _make_table(comparison, judged[:n_shown], by)
     return headings, replace(table, notes=tuple(notes))
 
 
 def _describe_other_differences(comparison: Comparison, varied: Sequence[str]) -> Iterator[str]:
-    """Name the settings in which the runs differ besides, and that follow from no varied one."""
-    choices = {key.partition(".")[0] for key in varied if key.endswith(".name") or "." not in key}
-    told_elsewhere = choices | {"model", "quantization"}
+    """Name the other settings in which the runs differ; nothing if there are none.
+
+    Settings that follow from a varied one are not named. If the runs differ in `keep.name`, for
+    example, they also differ in what the files of these mitigations set.
+    """
+    # Sections such as "keep" or "dataset" of which whole files were varied.
+    chosen_sections = {
+        key.partition(".")[0] for key in varied if key.endswith(".name") or "." not in key
+    }
+    # `describe_model_differences` names those of the base model.
+    left_out_sections = chosen_sections | {"model", "quantization"}
+    left_out_keys = {*varied, *FOLLOWERS, "seed"}
     others = [
         key
         for key in comparison.params
-        if key not in {*varied, *FOLLOWERS, "seed"} and key.partition(".")[0] not in told_elsewhere
+        if key not in left_out_keys and key.partition(".")[0] not in left_out_sections
     ]
     if others:
         named = others[:_MOST_SHOWN]
@@ -86,13 +96,14 @@ def _describe_other_differences(comparison: Comparison, varied: Sequence[str]) -
 
 
 def _describe_base(comparison: Comparison) -> Iterator[str]:
-    """Name the base model, where all rows have the same one."""
+    """Name the base model if all rows have the same one; otherwise yield nothing."""
     models = {_name_model(row) for row in comparison.rows}
     if len(models) == 1 and (model := models.pop()):
         yield f"Base model: {model}."
 
 
 def _name_model(row: Configuration) -> str:
+    """Return a row's base model: "Qwen/Qwen2.5-0.5B, nf4, bfloat16"; empty if none is recorded."""
     return ", ".join(row.settings[key] for key in _MODEL if row.settings.get(key))
 
 
@@ -101,8 +112,12 @@ def _make_table(
 ) -> Table:
     """Make a table with a row for each judged configuration.
 
-    These are the first ones. The scores of a base model are a row above the first configuration
-    that has this base model.
+    The scores of a base model are a row above the first configuration that has this base model.
+
+    Args:
+        comparison: The compared runs.
+        judged: For the first rows of the comparison, the means by column; only these are shown.
+        by: The setting that is shown first; None: the order of `find_settings`.
     """
     headings = head_columns(comparison)
     ranks = _rank_benchmarks(comparison)
@@ -112,14 +127,16 @@ def _make_table(
     }
     labels = _label_rows(comparison, find_settings(comparison, by))
     rows = list[Row]()
-    bases = list[tuple[str, dict[str, float]]]()
+    # The base models that have a row. One that scored otherwise, such as on other questions, gets
+    # another row. Scores are rounded, because means over seeds may differ in their last digits.
+    shown_bases = list[tuple[str, dict[str, float]]]()
     # `judged` may be shorter than the others.
     for configuration, label, means in zip(comparison.rows, labels, judged, strict=False):
         scores = _average_base_scores(configuration)
         rounded = {name: round(score, 4) for name, score in scores.items()}
         base = _name_model(configuration), rounded
-        if base not in bases:
-            bases.append(base)
+        if base not in shown_bases:
+            shown_bases.append(base)
             base_cells = {column: Cell() for column in label}
             first_column = next(iter(label))
             base_cells[first_column] = Cell("base")
@@ -132,6 +149,7 @@ def _make_table(
 
 
 def _average_base_scores(row: Configuration) -> dict[str, float]:
+    """Return the base model's score on each benchmark, a share; the mean over the row's runs."""
     scores: dict[str, list[float]] = {}
     for run in row.runs:
         for name, change in run.changes.items():
@@ -140,24 +158,31 @@ def _average_base_scores(row: Configuration) -> dict[str, float]:
 
 
 def _rank_benchmarks(comparison: Comparison) -> dict[str, int]:
-    """Rank benchmarks for leaving out: those that lost least go first; a single target stays."""
+    """Return each benchmark's `leave_out_rank`: those that lost least are left out first.
+
+    A benchmark's loss is that of the row in which it lost most. If there is only one target, it has
+    no rank, so that it always stays.
+    """
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
     targets = [name for name, role in roles.items() if role is Role.target]
-    worst = {}
+    worst_changes = {}
     for name in comparison.benchmarks:
         if targets == [name]:
             continue
         changes = [row.changes[name].change.value for row in comparison.rows if name in row.changes]
-        worst[name] = min((value for value in changes if not isnan(value)), default=inf)
-    ordered = sorted(worst, key=lambda name: worst[name])
+        worst_changes[name] = min((value for value in changes if not isnan(value)), default=inf)
+    # The highest rank is left out first, so the largest loss gets the lowest one.
+    ordered = sorted(worst_changes, key=lambda name: worst_changes[name])
     return {name: rank for rank, name in enumerate(ordered, start=1)}
 
 
 def _show_score(score: float | None) -> Cell:
+    """Show a base score; two spaces stand where the changes below have a sign."""
     return Cell("" if score is None else f"{format_number(100 * score)}  ")
 
 
 def _show_change(mean: JudgedMean | None) -> Cell:
+    """Show a mean change with the sign of its verdict; a dash if it was not measured."""
     if mean is None or isnan(mean.value):
         return Cell(f"{EMPTY}  ")
     return Cell(format_number(100 * mean.value, "+.1f"), sign=mean.verdict or "watched")
@@ -166,40 +191,53 @@ def _show_change(mean: JudgedMean | None) -> Cell:
 def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Column, Cell]]:
     """Return the cells that name each row: the run's id, its name, and the settings that differ.
 
-    Without names that a user gave, the rows get the names of their runs, but only if their settings
-    are not enough to tell them apart.
+    If no user gave names, the rows get the names of their runs, but only if their settings are not
+    enough to tell them apart.
+
+    Args:
+        comparison: The compared runs.
+        settings: The varied settings, in the order of their columns. Those of the base model are
+            added if they differ.
     """
     rows = comparison.rows
     for key in _MODEL:
         if key not in settings and len({row.settings.get(key) for row in rows}) > 1:
             settings = [*settings, key]
     values = {key: [row.settings.get(key) or EMPTY for row in rows] for key in settings}
+    # By setting, what each row shows: paths lack the folders that all of them begin with.
     short_values = {key: drop_shared_beginning(texts, "/") for key, texts in values.items()}
     combinations = {*zip(*short_values.values(), strict=True)}
     settings_are_enough = len(combinations) == len(rows)
     names = [row.given_name or EMPTY for row in rows]
-    is_named = len({*names}) > 1
-    if not is_named:
+    has_given_names = len({*names}) > 1
+    if not has_given_names:
         names = [] if settings_are_enough else [row.name for row in rows]
+    # Names that a user gave stay on a narrow console. Names of runs are left out first.
+    name_rank = 0 if has_given_names else _FIRST_OUT
     labels = []
-    for i, row in enumerate(rows):
+    for number, row in enumerate(rows):
         cells = {Column("run"): Cell(row.ids)}
         if names:
-            column = Column("name", is_name=True, leave_out_rank=0 if is_named else _FIRST_OUT)
-            cells[column] = Cell(names[i])
+            column = Column("name", is_name=True, leave_out_rank=name_rank)
+            cells[column] = Cell(names[number])
         for key, texts in short_values.items():
-            cells[Column(key, is_name=True)] = Cell(texts[i])
+            cells[Column(key, is_name=True)] = Cell(texts[number])
         labels.append(cells)
     return labels
 
 
 def describe_choice(comparison: Comparison) -> Iterator[str]:
-    """Say which checkpoint to take, and how a choice is confirmed."""
+    """Say which checkpoint to take, and how a choice is confirmed.
+
+    If the rows are no checkpoints of one training, only the second is said, and that only if
+    questions were held out to confirm a choice.
+    """
     if read_steps(comparison):
-        if not (chosen := choose_checkpoint(comparison)):
+        chosen = choose_checkpoint(comparison)
+        if not chosen:
             yield "No checkpoint has all its measured losses within their budgets."
             return
-        rise = format_number(100 * chosen.learned, "+.1f")
+        rise = format_number(100 * chosen.learned, "+.1f")  # points
         if chosen.learned <= 0:
             yield (
                 "Among the steps whose measured losses are within their budgets, none improved the "
@@ -208,7 +246,7 @@ def describe_choice(comparison: Comparison) -> Iterator[str]:
             )
             return
         reason = f"its targets improved most ({rise} points)"
-        if isnan(chosen.learned):
+        if isnan(chosen.learned):  # no target was asked, so nothing says what was learned
             reason = "it is the last one (no target was measured)"
         yield (
             f"Take step {chosen.step:,}: among the steps whose measured losses are within their "
@@ -231,41 +269,56 @@ def find_settings(comparison: Comparison, by: str | None = None) -> list[str]:
 
     Args:
         comparison: The compared runs.
-        by: The setting that comes first.
+        by: The setting that comes first, varied or not; None: the order of `find_varied`.
     """
     rows, keys = comparison.rows, set(comparison.params)
-    shown = [{k: v for k, v in row.settings.items() if k in keys} for row in rows]
-    varied = find_varied([row.name for row in rows], shown)
-    shown_keys = [*varied, *(["seed"] if "seed" in keys else [])]
-    return [by, *(key for key in shown_keys if key != by)] if by else shown_keys
+    differing = [{k: v for k, v in row.settings.items() if k in keys} for row in rows]
+    varied = find_varied([row.name for row in rows], differing)
+    # `find_varied` leaves the seed out. Rows only differ in it if none is a mean over seeds.
+    if "seed" in keys:
+        varied = [*varied, "seed"]
+    if not by:
+        return varied
+    return [by, *(key for key in varied if key != by)]
 
 
 def order_by_settings(comparison: Comparison, by: str | None = None) -> Comparison:
     """Order the rows by what was varied, `by` first."""
+    # Sorting is stable, so the setting that is sorted by last decides first.
     for setting in reversed(find_settings(comparison, by)):
         comparison = sort_rows(comparison, setting)
     return comparison
 
 
 def head_comparison(comparison: Comparison, by: str | None = None) -> tuple[str, str]:
-    """Say what was varied, and what the numbers are: means of how many seeds."""
+    """Say what was varied, and what the numbers mean.
+
+    Returns:
+        The varied settings ("lora.r, seed"), or "runs" if nothing was varied. And sentences on the
+        seeds and the units of the numbers, without the last full stop.
+    """
     return ", ".join(find_settings(comparison, by)) or "runs", _describe_seeds(comparison)
 
 
 def head_columns(comparison: Comparison) -> dict[str, str]:
-    """Return the headings by column: `learned`, benchmarks, `kept`."""
+    """Return the headings by column, in their order: `learned`, benchmarks, `kept`.
+
+    `learned` is a column only if there are several targets, and `kept` only if there are several
+    retained benchmarks. A single target is a column under its own name, with the heading "learned".
+    """
     names = comparison.benchmarks
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
     targets = [name for name in names if roles[name] is Role.target]
-    short = dict(zip(names, drop_shared_beginning(names, "_"), strict=True))
+    short_names = dict(zip(names, drop_shared_beginning(names, "_"), strict=True))
     headings = {LEARNED: LEARNED} if len(targets) > 1 else {}
-    headings |= {name: LEARNED if targets == [name] else short[name] for name in names}
+    headings |= {name: LEARNED if targets == [name] else short_names[name] for name in names}
     if sum(roles[name] is Role.retained for name in names) > 1:
         headings[KEPT] = KEPT
     return headings
 
 
 def _describe_seeds(comparison: Comparison) -> str:
+    """Say of how many seeds the numbers are means, and what their verdicts hold for."""
     counts = sorted({len(row.runs) for row in comparison.rows})
     means, scope = "one seed", "A verdict holds for that training run only"
     if counts[-1] > 1:
@@ -280,10 +333,12 @@ def _describe_seeds(comparison: Comparison) -> str:
 
 def list_tested(comparison: Comparison, by: str | None = None) -> list[str]:
     """Return the settings whose values are tested against each other: `by`, or what was varied."""
-    varied = [key for key in find_settings(comparison) if key != "seed"]
-    if read_steps(comparison):  # of one training: there are no seeds to test by
-        varied = []
-    return [by] if by else varied if len(comparison.rows) > 1 else []
+    if by:
+        return [by]
+    # Checkpoints of one training have no seeds to test by, and one row has nothing to compare.
+    if read_steps(comparison) or len(comparison.rows) < 2:
+        return []
+    return [key for key in find_settings(comparison) if key != "seed"]
 
 
 def describe_claims(
@@ -291,7 +346,7 @@ def describe_claims(
 ) -> Iterator[str]:
     """Name the significant differences between values of a setting, or say that there are none.
 
-    Nothing is yielded if no setting was varied.
+    If nothing could be tested, the reason is said. Nothing is yielded if no setting was varied.
 
     Args:
         comparison: The compared runs.
@@ -302,7 +357,7 @@ def describe_claims(
     tested_settings = list_tested(comparison, by)
     if not tested_settings:
         return
-    if "seed" in find_settings(comparison):  # values are tested over their seeds
+    if "seed" in find_settings(comparison):  # rows may be single seeds; tests need them grouped
         comparison = sort_by_setting(group_rows(comparison), tested_settings[0])
     found = find_differences(comparison, *tested_settings)
     if not found.tested and all(row.settings.get("tuned") for row in comparison.rows):
@@ -322,10 +377,10 @@ def describe_claims(
         if len(tested_settings) > 1:
             value = f"{difference.setting}={value}"
         benchmark = headings.get(difference.benchmark, difference.benchmark)
-        p_value = "p" if claims else "corrected p"  # said once
+        p_name = "p" if claims else "corrected p"  # "corrected" is said once
         claims.append(
             f"{value} is {difference.points} points {difference.side} {difference.other} on "
-            f"{benchmark}{difference.where} ({p_value} {_show_p_value(difference.p_value)})"
+            f"{benchmark}{difference.where} ({p_name} {_show_p_value(difference.p_value)})"
         )
     if n_significant > most:
         claims.append(f"{pluralize(n_significant - most, 'more difference')} (--all)")
@@ -335,7 +390,7 @@ def describe_claims(
         yield f"Significant differences: {'; '.join(claims)}.{rest}"
     else:
         names = " or ".join(tested_settings)
-        clearest = found.tested[0]
+        clearest = found.tested[0]  # the one with the smallest p-value
         benchmark = headings.get(clearest.benchmark, clearest.benchmark)
         p_value = _show_p_value(clearest.p_value)
         yield (
@@ -350,5 +405,6 @@ def describe_claims(
 
 
 def _show_p_value(p_value: float) -> str:
+    """Show a p-value with its sign: "= 0.045" or "< 0.001"."""
     shown = format_p_value(p_value)
     return shown if shown.startswith("<") else f"= {shown}"

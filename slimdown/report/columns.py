@@ -6,6 +6,7 @@ cell holds the text that people read and the values that programs read.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, PaperMetric, Role
@@ -18,7 +19,7 @@ from slimdown.report.tables import NOT_BRIEF, Cell, Column, Place, Row
 from slimdown.stats.estimates import Estimate
 
 _DETAIL = NOT_BRIEF - {Place.mlflow}
-CHANGE = "change [95 %]"  # the level where none is `retained`
+CHANGE = "change [95 %]"  # a heading; `name_levels` replaces it if a verdict is `retained`
 _SIGNS = {Outcome.within: "✓", Outcome.beyond: "✗", Outcome.undecided: "?"}
 
 
@@ -27,10 +28,10 @@ class FindingRow:
     """What a row is about: one metric of one benchmark."""
 
     findings: Findings
-    name: str
+    name: str  # of the benchmark
     metric: str
-    gate: Gate | None = None  # of a gate
-    sides: tuple[str, str] = ("base", "tuned")
+    gate: Gate | None = None  # the budgets; None: the table has none
+    sides: tuple[str, str] = ("base", "tuned")  # what the two compared models are called
 
     @property
     def benchmark(self) -> BenchmarkChange:
@@ -59,9 +60,9 @@ class FindingColumn(Column):
     """A column of findings: its heading and its places, and what it shows of a row."""
 
     show: Callable[[FindingRow], Cell]
-    metrics: tuple[str, ...] | None = None  # of the values, those in MLflow; None: all
+    metrics: tuple[str, ...] | None = None  # names of the cell's values in MLflow; None: all
     holds_shares: bool = False  # MLflow shows them in percent or points, with two digits
-    show_mean: Callable[[Gate], Cell] = lambda gate: Cell()  # in the row of `--overall`
+    show_mean: Callable[[Gate], Cell] = lambda gate: Cell()  # in the row `kept`, see `make_rows`
 
 
 def make_rows(
@@ -69,7 +70,11 @@ def make_rows(
 ) -> Iterator[Row]:
     """Yield one row for each metric, the primary one of each benchmark first; then `kept`.
 
-    `kept` is the mean of the retained benchmarks, where a gate takes it (`--overall`).
+    Args:
+        findings: What the rows show.
+        gate: The budgets, for their column. If it has a mean of the retained benchmarks
+            (`--overall`), this is the row `kept`. None: there are no budgets.
+        sides: What the two models are called, in headings and as names of values.
     """
     for name, benchmark in findings.benchmarks.items():
         for metric in benchmark.changes:
@@ -81,7 +86,11 @@ def make_rows(
 
 
 def name_levels(rows: Iterable[Row]) -> list[Row]:
-    """Head the changes with the levels of their intervals; `retained` has one of 90 %."""
+    """Return the rows with the levels of the intervals in the heading of the changes.
+
+    An interval of the verdict `retained` is one of 90 %, all others are of 95 %. If no verdict is
+    `retained`, the rows stay as they are.
+    """
     rows = list(rows)
     if all(cell.verdict != "retained" for row in rows for cell in row.cells.values()):
         return rows
@@ -97,15 +106,20 @@ def name_levels(rows: Iterable[Row]) -> list[Row]:
 
 
 def collect_metrics(findings: Findings) -> dict[str, float]:
-    """Return what MLflow records of each benchmark, by name and benchmark."""
+    """Return what MLflow records of each benchmark's primary metric.
+
+    Returns:
+        The numbers by names such as "change/gsm8k". Shares are in percent or points.
+    """
     metrics: dict[str, float] = {}
     for name, benchmark in findings.benchmarks.items():
         row = FindingRow(findings, name, benchmark.metric)
         for column in COLUMNS:
-            values = column.show(row).values if Place.mlflow in column.places else {}
-            chosen = values if column.metrics is None else column.metrics
-            numbers = {key: values.get(key) for key in chosen}
-            for key, value in numbers.items():
+            if Place.mlflow not in column.places:
+                continue
+            values = column.show(row).values
+            for key in values if column.metrics is None else column.metrics:
+                value = values.get(key)  # None if the benchmark does not have it
                 if isinstance(value, int | float):
                     shown = round(100 * value, 2) if column.holds_shares else value
                     metrics[f"{key}/{name}"] = shown
@@ -113,23 +127,31 @@ def collect_metrics(findings: Findings) -> dict[str, float]:
 
 
 def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
-    """Show a change in points with its interval; the record has value and both ends as shares."""
+    """Show a change in points with its interval.
+
+    Args:
+        change: The change, a share.
+        prefix: The name of the change in the cell's values. Those of both ends begin with it.
+    """
     values = {prefix: change.value, f"{prefix}_low": change.low, f"{prefix}_high": change.high}
     return Cell(*format_points(change), sort_key=change.value, values=values)
 
 
 def _name_side(column: FindingColumn, sides: tuple[str, str]) -> Column:
+    """Return the column under a model's own name if it is that of the base or the tuned score."""
     headings = dict(zip(("base", "tuned"), sides, strict=True))
     return replace(column, heading=headings.get(column.heading, column.heading))
 
 
 def _show_name(row: FindingRow) -> Cell:
+    """Show the benchmark's name; in rows of further metrics, the metric, indented."""
     role = row.benchmark.role.value
-    marked = text.mark_target(row.name, role)
-    if row.metric == CHOICE_PROBABILITY:  # no accuracy, which other benchmarks show
-        marked += f" {CHOICE_PROBABILITY}"
-    heading = marked if row.is_primary else f"  {text.shorten_metric(row.metric, row.benchmark)}"
-    return Cell(heading, values={"benchmark": row.name, "role": role})
+    shown = f"  {text.shorten_metric(row.metric, row.benchmark)}"
+    if row.is_primary:
+        shown = text.mark_target(row.name, role)
+        if row.metric == CHOICE_PROBABILITY:  # other benchmarks show accuracies
+            shown += f" {CHOICE_PROBABILITY}"
+    return Cell(shown, values={"benchmark": row.name, "role": role})
 
 
 def _show_metric(row: FindingRow) -> Cell:
@@ -143,6 +165,8 @@ def _show_n(row: FindingRow) -> Cell:
 
 
 def _show_score(index: int) -> Callable[[FindingRow], Cell]:
+    """Return what shows a model's score: of the base with index 0, of the tuned model with 1."""
+
     def show(row: FindingRow) -> Cell:
         side, score = row.sides[index], (row.change.base, row.change.tuned)[index]
         values = {side: score.value, f"{side}_stderr": score.standard_error}
@@ -152,15 +176,22 @@ def _show_score(index: int) -> Callable[[FindingRow], Cell]:
 
 
 def _show_change(row: FindingRow) -> Cell:
-    d, shown = row.change.difference, row.benchmark.shown_change
-    points = format_points(shown if row.is_primary else d)
-    values: dict[str, Any] = {"change": d.value, "change_stderr": d.standard_error}
-    values |= {"change_low": d.low, "change_high": d.high}
+    """Show the change in points; that of the primary metric with the interval of its verdict."""
+    difference = row.change.difference
+    shown = row.benchmark.shown_change  # of the primary metric
+    points = format_points(shown if row.is_primary else difference)
+    values: dict[str, Any] = {
+        "change": difference.value,
+        "change_stderr": difference.standard_error,
+        "change_low": difference.low,
+        "change_high": difference.high,
+    }
     if row.is_primary:
         values |= {"shown_low": shown.low, "shown_high": shown.high}
         values["shown_level"] = row.benchmark.shown_level
-    values |= {k: row.change.counts and getattr(row.change.counts, k) for k in ("lost", "gained")}
-    return Cell(*points, sort_key=d.value, values=values)
+    counts = row.change.counts  # None if a score is not 0 or 1
+    values |= {"lost": counts.lost if counts else None, "gained": counts.gained if counts else None}
+    return Cell(*points, sort_key=difference.value, values=values)
 
 
 def _show_verdict(row: FindingRow) -> Cell:
@@ -169,9 +200,11 @@ def _show_verdict(row: FindingRow) -> Cell:
 
 
 def _show_budget(row: FindingRow) -> Cell:
+    """Show the budget in points and the sign of its outcome; "off" if the user turned it off."""
     if row.gate is None:
         return Cell()
-    if not (check := row.check):
+    check = row.check
+    if not check:
         is_off = row.name in row.gate.off
         return Cell("off") if is_off else Cell()
     shown = f"{100 * check.budget:.3g} {_SIGNS[check.outcome]}"
@@ -182,41 +215,51 @@ def _show_budget(row: FindingRow) -> Cell:
 
 
 def _show_cause(row: FindingRow) -> Cell:
+    """Show the cause of over half of the lost answers, with its share of them."""
     losses = row.findings.lost_answers.get(row.name)
-    cause, share = (losses.main_cause if losses else None) or (None, None)
-    shown = f"{100 * share:.0f} % {text.CAUSES[cause][0]}" if cause and share else ""
+    main_cause = losses.main_cause if losses else None
+    if main_cause is None:
+        return Cell(values={"main_cause": None, "main_cause_share": None})
+    cause, share = main_cause
+    shown = f"{100 * share:.0f} % {text.CAUSES[cause][0]}"
     return Cell(shown, values={"main_cause": cause, "main_cause_share": share})
 
 
 def _show_p_value(row: FindingRow) -> Cell:
     p_value, equivalence = row.benchmark.p_value, row.benchmark.equivalence_p_value
     values = {"p_value": p_value, "equivalence_p_value": equivalence}
-    if row.benchmark.role is Role.watched:
+    if row.benchmark.role is Role.watched:  # nothing is claimed about it, so people see no p-value
         return Cell(values=values)
     return Cell(formatting.format_p_value(p_value), sort_key=p_value, values=values)
 
 
 def _show_rate(row: FindingRow) -> Cell:
+    """Show the forgetting rate of a retained benchmark; nothing if the base had too few right."""
     rate = row.benchmark.forgetting_rate
     if row.benchmark.role is not Role.retained:
         return Cell()
-    if rate is None:
+    if rate is None:  # the base is not shown to score above 0
         return Cell("undefined")
-    if not text.is_rate_shown(row.benchmark):
+    if not text.is_rate_shown(row.benchmark):  # programs get a null
         return Cell(values={"forgetting_rate": None})
     shown, interval = formatting.format_percent(rate)
     return replace(make_change_cell(rate, "forgetting_rate"), text=shown, interval=interval)
 
 
 def _show_paper_metric(row: FindingRow) -> Cell:
-    rate, metric = row.benchmark.forgetting_rate, row.benchmark.paper_metric
-    is_rate = metric is PaperMetric.forgetting_rate and rate and text.is_rate_shown(row.benchmark)
-    values = {"forgetting_rate": rate.value} if rate and is_rate else {}
+    """Show the paper's metric, if the benchmark has one; MLflow gets it if it is a rate."""
+    rate = row.benchmark.forgetting_rate
+    is_rate = row.benchmark.paper_metric is PaperMetric.forgetting_rate
+    values = {}
+    if is_rate and rate and text.is_rate_shown(row.benchmark):
+        values = {"forgetting_rate": rate.value}
     return Cell(*text.describe_paper_metric(row.benchmark), values=values)
 
 
 def _show_bits(row: FindingRow) -> Cell:
-    if not (bits := row.benchmark.find_trait(BITS)):
+    """Show both models' bits per byte, if the benchmark has texts."""
+    bits = row.benchmark.find_trait(BITS)
+    if not bits:
         return Cell()
     values = {"bits_per_byte_base": bits.base, "bits_per_byte_tuned": bits.tuned}
     values |= {"bits_per_byte_change_low": bits.low, "bits_per_byte_change_high": bits.high}
@@ -232,6 +275,7 @@ def _show_mean_change(gate: Gate) -> Cell:
 
 
 def _show_mean_outcome(gate: Gate) -> Cell:
+    """Show whether the mean of the retained benchmarks is shown to be below 0."""
     shown, outcome = ("worse ✗", "worse") if gate.is_worse else ("?", "not shown")
     return Cell(shown, values={"outcome": outcome})
 
@@ -241,39 +285,37 @@ def _for_primary_metric(show: Callable[[FindingRow], Cell]) -> Callable[[Finding
     return lambda row: show(row) if row.is_primary else Cell()
 
 
+_number_column = partial(FindingColumn, is_number=True)
 COLUMNS: tuple[FindingColumn, ...] = (
     FindingColumn("benchmark", is_name=True, show=_show_name, metrics=(), show_mean=_name_mean),
     FindingColumn("metric", places=_DETAIL, show=_show_metric),
-    FindingColumn("n", "questions", True, leave_out_rank=1, show=_show_n, metrics=()),
-    FindingColumn("base", "%", True, show=_show_score(0), metrics=("base",), holds_shares=True),
-    FindingColumn("tuned", "%", True, show=_show_score(1), metrics=("tuned",), holds_shares=True),
-    FindingColumn(
+    _number_column("n", "questions", leave_out_rank=1, show=_show_n, metrics=()),
+    _number_column("base", "%", show=_show_score(0), metrics=("base",), holds_shares=True),
+    _number_column("tuned", "%", show=_show_score(1), metrics=("tuned",), holds_shares=True),
+    _number_column(
         CHANGE,
         "points",
-        True,
         show=_show_change,
         metrics=("change", "change_low", "change_high"),
         holds_shares=True,
         show_mean=_show_mean_change,
     ),
     FindingColumn("verdict", show=_for_primary_metric(_show_verdict), metrics=()),
-    FindingColumn(
+    _number_column(
         "budget",
         "points",
-        True,
         show=_for_primary_metric(_show_budget),
         metrics=(),
         show_mean=_show_mean_outcome,
     ),
     FindingColumn("main cause of loss", places=_DETAIL, show=_for_primary_metric(_show_cause)),
-    FindingColumn("p", "corrected", True, places=_DETAIL, show=_for_primary_metric(_show_p_value)),
-    FindingColumn(
-        "forgetting rate", "[95 %]", True, places=_DETAIL, show=_for_primary_metric(_show_rate)
+    _number_column("p", "corrected", places=_DETAIL, show=_for_primary_metric(_show_p_value)),
+    _number_column(
+        "forgetting rate", "[95 %]", places=_DETAIL, show=_for_primary_metric(_show_rate)
     ),
-    FindingColumn(
+    _number_column(
         "paper’s metric",
         "± standard error [95 %]",
-        True,
         places=NOT_BRIEF,
         show=_for_primary_metric(_show_paper_metric),
         holds_shares=True,

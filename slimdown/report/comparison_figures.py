@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from math import isfinite, nan
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
@@ -11,6 +12,7 @@ from slimdown.comparison.run_comparison import Comparison, Configuration, group_
 from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.comparison.value_verdicts import judge_configurations
 from slimdown.config.benchmark_config import Role
+from slimdown.judging.verdicts import list_comparable
 from slimdown.report.brief_comparison import find_settings, head_columns, order_by_settings
 from slimdown.report.figures import (
     PHONE_WIDTH,
@@ -32,40 +34,44 @@ _LEARNED_CAPTION = (
     "change of the benchmarks that were not trained for. A line joins the values in their order. "
     "The bars are the confidence intervals of the verdicts."
 )
-PageFigure = tuple[Figure, Figure, str]  # for a page, for a phone, and what it shows
+PageFigure = tuple[Figure, Figure, str]  # for a wide screen, for a phone, and the caption
 
 
 def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageFigure]:
     """Draw a comparison by what was varied.
 
     Args:
-        comparison: The compared runs.
+        comparison: The compared runs; runs that differ only in their seed are drawn together.
         by: The setting along the axes; None: the first that was varied.
 
     Returns:
-        The figures; none if nothing was varied, nothing was measured, or there are too many values.
+        First the seeds and means of each column. Then, if two configurations have both, what was
+        learned against what was kept. Nothing if there is only one configuration or more than
+        `_MOST_DRAWN`, no setting was varied, or nothing was measured.
     """
     grouped = group_rows(comparison)
     settings = find_settings(grouped, by)
     if not settings or not 1 < len(grouped.rows) <= _MOST_DRAWN:
         return []
     grouped = order_by_settings(grouped, by)
-    names = head_columns(grouped)
+    headings = head_columns(grouped)  # by column: `learned`, benchmarks, `kept`
     axis_setting, *other_settings = settings
-    steps = [f"{step:,}" for step in read_steps(grouped)]  # if the rows are checkpoints
+    steps = [f"{step:,}" for step in read_steps(grouped)]  # empty unless the rows are checkpoints
     values = [row.settings.get(axis_setting, EMPTY) for row in grouped.rows]
     labels = steps or drop_shared_beginning(values, "/")
-    columns: dict[str, list[DrawnMean]] = {name: [] for name in names}
+    # By column, a mean for each row. Its value is nan if the row did not measure this column, so
+    # that the rows of two columns can be paired.
+    columns: dict[str, list[DrawnMean]] = {name: [] for name in headings}
     judged_rows = judge_configurations(grouped)
     for row, label, judged in zip(grouped.rows, labels, judged_rows, strict=True):
         others = " ".join(f"{key}={row.settings.get(key, EMPTY)}" for key in other_settings)
-        for name in names:
+        for name in headings:
             mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
             columns[name].append(DrawnMean(label, others, _list_seeds(row, name), mean))
-    panels: dict[str, list[DrawnMean]] = {}
+    panels: dict[str, list[DrawnMean]] = {}  # by heading, the means that were measured
     for name, means in columns.items():
         if measured := [drawn for drawn in means if isfinite(drawn.mean.value)]:
-            panels[names[name]] = measured
+            panels[headings[name]] = measured
     if not panels:
         return []
     figure = draw_seeds(axis_setting, panels)
@@ -80,13 +86,21 @@ def _draw_learned(
     """Draw what was learned against what was kept; nothing if fewer than two rows have both.
 
     Without a target benchmark, what was learned is how far the loss on held-out rows fell.
+
+    Args:
+        comparison: The compared runs, grouped by seed.
+        setting: The setting whose values name the dots.
+        columns: By column, a mean for each row of the comparison; nan where it was not measured.
     """
     roles = {name: change.role for row in comparison.rows for name, change in row.changes.items()}
+    # A role has a column of means only if it has several benchmarks.
     kept = columns.get(KEPT) or _find_only(columns, roles, Role.retained)
     learned = columns.get(LEARNED) or _find_only(columns, roles, Role.target)
+    if not kept:  # only target or watched benchmarks were asked
+        return []
     unit = "points"
-    if not learned and kept:
-        unit = "held-out loss, 0.01 nats per token"
+    if not learned:
+        unit = "held-out loss, 0.01 nats per token"  # the figure shows 100 times the number
         learned = [
             replace(kept_mean, mean=Estimate(row.learned_loss, nan, nan, nan))
             for kept_mean, row in zip(kept, comparison.rows, strict=True)
@@ -105,19 +119,27 @@ def _draw_learned(
 def _find_only(
     columns: dict[str, list[DrawnMean]], roles: dict[str, Role], role: Role
 ) -> list[DrawnMean]:
-    """Return the column of the one benchmark with a role; nothing where there are none."""
+    """Return the column of the only benchmark that has a role; empty if none has it."""
     return next((columns[name] for name, its_role in roles.items() if its_role is role), [])
 
 
 def _list_seeds(row: Configuration, name: str) -> list[float]:
-    """Return the change of each seed, of a benchmark or of the mean over a role."""
-    role = {LEARNED: Role.target, KEPT: Role.retained}.get(name)
+    """Return the change of each seed in a column, a share; seeds that lack it are left out.
+
+    The column is a benchmark's, or `learned` or `kept`. These two average, for each seed, the
+    benchmarks that the row's own mean averages (`Configuration.target` and `retained`): those of
+    the role whose metrics are comparable, without those that are unclear in any run.
+    """
+    names = [name]
+    if name in (LEARNED, KEPT):
+        role = Role.target if name == LEARNED else Role.retained
+        found = [pair for run in row.runs for pair in run.changes.items() if pair[1].role is role]
+        unclear = {benchmark for benchmark, change in found if not change.is_measured}
+        comparable = list_comparable({benchmark: change.metric for benchmark, change in found})
+        names = [benchmark for benchmark in comparable if benchmark not in unclear]
     values = []
     for run in row.runs:
-        changes = [change for n, change in run.changes.items() if n == name or change.role is role]
-        if name not in run.changes:
-            changes = [change for change in changes if change.is_measured]
+        changes = [run.changes[benchmark] for benchmark in names if benchmark in run.changes]
         if changes:
-            total = sum(change.primary.difference.value for change in changes)
-            values.append(total / len(changes))
+            values.append(fmean(change.primary.difference.value for change in changes))
     return values

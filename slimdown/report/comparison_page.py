@@ -30,10 +30,10 @@ from slimdown.report.formatting import (
 from slimdown.report.pages import render_table_page
 from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Place, Row, Table
 
-_MOST_SEEDS = 8  # listed one by one
+_MOST_SEEDS = 8  # seeds or runs of a row that are listed one by one
 _MOST_CLAIMED = 12  # differences that a page names
 _MOST_FILTERED = 5  # benchmarks whose verdicts a page offers as filters; above, those of the means
-_OF_MEAN = ("value", "standard_error", "low", "high", "sd_over_seeds")
+_UNCERTAINTIES = ("standard_error", "low", "high", "sd_over_seeds")  # attributes of a `SeedMean`
 _NOT_ON_PAGES = NOT_BRIEF - {Place.page}
 
 
@@ -49,15 +49,18 @@ def comparison_table(
         max_rows: The most rows to show; 0 shows all.
 
     Returns:
-        The table. Its records are named like the settings and metrics of a run, as shares of 1.
+        The table. Its records hold the settings by their keys, and shares of 1 by names such as
+        "gsm8k.change".
     """
-    judged = judge_configurations(comparison)
+    judged = judge_configurations(comparison)  # for each row, its means by column
     settings = find_settings(comparison)
     headings = head_columns(comparison)
     values = [tuple(row.settings.get(key) for key in settings) for row in comparison.rows]
+    # Whether the settings tell all rows apart.
     are_unique = bool(settings) and len(set(values)) == len(values)
     rows = []
-    for row, means in list(zip(comparison.rows, judged, strict=True))[: max_rows or None]:
+    n_shown = max_rows or len(comparison.rows)
+    for row, means in list(zip(comparison.rows, judged, strict=True))[:n_shown]:
         run_cells = _show_run(row, are_unique)
         setting_cells = _show_settings(comparison, row, settings)
         change_cells = _show_changes(row, means, headings)
@@ -74,7 +77,12 @@ def comparison_table(
 def _describe_corrections(
     comparison: Comparison, judged: Sequence[Mapping[str, JudgedMean]]
 ) -> Iterator[str]:
-    """Say how many verdicts of single runs become undecided in the table; nothing if none does."""
+    """Say how many verdicts of single runs become undecided in the table; nothing if none does.
+
+    Args:
+        comparison: The compared runs.
+        judged: For each row, its means by column.
+    """
     holds = [  # for each verdict of a single run, whether it is the same in the table
         means[name].verdict is change.verdict
         for row, means in zip(comparison.rows, judged, strict=True)
@@ -92,7 +100,10 @@ def _describe_corrections(
 def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
     """Show which runs a row stands for, and where their adapters are.
 
-    The name of the runs is short if the row's settings are unique, which then name the row.
+    Args:
+        row: The row.
+        are_unique: Whether the settings tell all rows apart. Then they name the row, so the cell of
+            the runs holds only a name that a user gave, and the ids.
     """
     runs = row.runs
     identity: dict[str, Any] = {
@@ -104,10 +115,11 @@ def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
         "n_seeds": len(runs),
         "seeds": " ".join(row.seeds),
     }
+    # `row.ids` only says how many runs there are.
     ids = row.ids if len(runs) > _MOST_SEEDS else ", ".join(run.run_id[:8] for run in runs)
     short_name = f"{row.given_name} ({ids})" if row.given_name else ids
     name = short_name if are_unique else f"{row.name} ({row.ids})"
-    trained = [run for run in runs if run.model_files]
+    trained = [run for run in runs if run.model_files]  # others only measured a model
     places = [describe_model_place(run.model_files, run.run_id) for run in trained]
     adapters = " ".join(run.model_files for run in trained)
     return {
@@ -121,7 +133,13 @@ def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
 def _show_settings(
     comparison: Comparison, row: Configuration, settings: Sequence[str]
 ) -> dict[Column, Cell]:
-    """Show the varied settings and the seeds; files also have the other settings that differ."""
+    """Show the varied settings and the seeds; files also have the other settings that differ.
+
+    Args:
+        comparison: The compared runs, with all settings in which they differ.
+        row: The row that is shown.
+        settings: The varied settings, in the order of their columns.
+    """
     cells = {}
     others = [key for key in comparison.params if key not in settings]
     for key in (*settings, *others):
@@ -135,7 +153,7 @@ def _show_settings(
             places=EVERYWHERE if is_varied else _NOT_ON_PAGES,
         )
         cells[column] = Cell(value, sort_key=value or None, values={key: value})
-    if comparison.grouped:
+    if comparison.grouped:  # otherwise the seed is among the settings, if it differs
         cells[Column("seeds", leave_out_rank=2)] = Cell(_describe_seeds(row.seeds))
     return cells
 
@@ -146,18 +164,25 @@ def _show_changes(
     """Show the changes of a row by column, and for files the noise of each change.
 
     Without a target benchmark, the loss on held-out rows shows what was learned.
+
+    Args:
+        row: The row that is shown.
+        judged: Its means by column; a column that it did not measure is missing.
+        headings: The headings of all columns: `learned`, benchmarks, `kept`.
     """
     cells: dict[Column, Cell] = {}
     n_benchmarks = len(set(headings) - {LEARNED, KEPT})
     for name, heading in headings.items():
+        # A page offers the verdicts of this column as a filter.
         is_filter = name in (LEARNED, KEPT) or n_benchmarks <= _MOST_FILTERED
         column = Column(heading, "points", is_filter=is_filter)
         cells[column] = _show_change(row, name, judged.get(name))
-    if isnan(row.target.value):
+    if isnan(row.target.value):  # no target was measured
         loss = row.learned_loss
         column = Column("learned_loss", "nats per token", is_number=True, places=NOT_BRIEF)
         loss_text = "" if isnan(loss) else format_number(loss, ".3f")
         cells[column] = Cell(loss_text, sort_key=loss, values={"learned_loss": loss})
+    # The standard errors of a mean over seeds, see `SeedMean`; nan for a single seed.
     for source, attribute in (("questions", "question_error"), ("training", "training_error")):
         errors = {name: getattr(change.change, attribute) for name, change in row.changes.items()}
         known = {headings[name]: error for name, error in errors.items() if isfinite(error)}
@@ -169,6 +194,7 @@ def _show_changes(
 
 
 def _describe_seeds(seeds: Sequence[str]) -> str:
+    """List the seeds; if there are many, only the first, the last, and their number."""
     if len(seeds) > _MOST_SEEDS:
         return f"{seeds[0]} to {seeds[-1]} ({len(seeds):,})"
     return ", ".join(seeds)
@@ -177,9 +203,13 @@ def _describe_seeds(seeds: Sequence[str]) -> str:
 def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Cell:
     """Show the mean change in one column over a row's seeds, with its interval and verdict.
 
-    The column is a benchmark's, or holds the mean of several: `learned` or `kept`. The verdict of a
-    single run is that of its own report. If it does not hold once it is corrected for the whole
-    table, the cell says so.
+    The verdict of a single run is that of its own report. If it does not hold once it is corrected
+    for the whole table, the cell says so.
+
+    Args:
+        row: The row.
+        name: The column: a benchmark, or `learned` or `kept`, the mean of several.
+        judged: The row's mean in this column; None if no run measured it.
     """
     if judged is None:
         return Cell(EMPTY)
@@ -187,8 +217,8 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
     role_mean = row.target if name == LEARNED else row.retained
     uncorrected = change.change if change else role_mean
     values: dict[str, Any] = {f"{name}.change": uncorrected.value}
-    values |= {f"{name}.change_{key}": getattr(uncorrected, key) for key in _OF_MEAN[1:]}
-    shown = judged.shown
+    values |= {f"{name}.change_{key}": getattr(uncorrected, key) for key in _UNCERTAINTIES}
+    shown = judged.shown  # with the interval that agrees with the corrected verdict
     verdict = judged.verdict
     correction = stopped = ""
     if change:
@@ -219,7 +249,7 @@ def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], s
     """Show the finished trials of a search, one row each in the given order, with the budget.
 
     Args:
-        comparison: The finished trials, seeds not grouped.
+        comparison: The finished trials, a row for each run; the best one comes first.
         outcomes: The result of each trial, by run id.
         study: The search's name.
     """
@@ -227,14 +257,18 @@ def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], s
     ordered = [outcomes[row.runs[0].run_id] for row in comparison.rows]
     rows = []
     for row, outcome in zip(table.rows, ordered, strict=True):
+        # The benchmarks that lost more than they may, with the points beyond their budget.
         excess = [f"{n} {100 * share:.1f}" for n, share in outcome.excess.items() if share > 0]
         budget_text = f"exceeded: {', '.join(excess)} points" if excess else "within"
-        if outcome.unmeasured:
+        if outcome.unmeasured:  # the trial is not within, whatever the others lost
             budget_text = f"not measured: {', '.join(outcome.unmeasured)}"
         cell = Cell(budget_text, values={"is_within_budget": outcome.is_within})
         rows.append(Row({**row.cells, Column("budget", max_width=30): cell}))
-    n_within = f"{sum(outcome.is_within for outcome in ordered)} of {len(ordered)} finished trials"
-    summary = f"{n_within} are within the budget as measured. The best trial comes first."
+    n_within = sum(outcome.is_within for outcome in ordered)
+    summary = (
+        f"{n_within} of {len(ordered)} finished trials are within the budget as measured. The best "
+        "trial comes first."
+    )
     return replace(table, rows=rows, notes=(summary, *table.notes))
 
 
@@ -253,32 +287,34 @@ def scales_table(
         its interval as shares of 1.
     """
     first = points[0].findings
-    curves = build_simultaneous_curves(points)
-    rows: list[dict[Column, Cell]] = []
-    for i, scale in enumerate((0.0, *(point.scale for point in points))):
+    curves = build_simultaneous_curves(points)  # by benchmark, each scale with the change there
+    rows: list[dict[Column, Cell]] = []  # the base, then one for each point
+    for number, scale in enumerate((0.0, *(point.scale for point in points))):
         is_chosen = scale == chosen
         values: dict[str, Any] = {"scale": scale, "is_chosen": is_chosen}
         cell = Cell(f"{scale:g}{' ←' if is_chosen else ''}", sort_key=scale, values=values)
         rows.append({Column("scale", is_number=True): cell})
         # The row of scale 0 shows the loss before the training, which all points have.
-        if training := points[max(0, i - 1)].findings.training:
-            loss = training.validation_loss_after if i else training.validation_loss_before
+        training = points[max(0, number - 1)].findings.training
+        if training:  # None if another tool trained the model
+            loss = training.validation_loss_after if number else training.validation_loss_before
             cell = Cell(format_number(loss, ".3f"), sort_key=loss, values={"validation_loss": loss})
-            rows[i][Column("validation loss", "nats per token", is_number=True)] = cell
+            rows[number][Column("validation loss", "nats per token", is_number=True)] = cell
     for name, curve in curves.items():
         benchmark = first.benchmarks[name]
         base_score = benchmark.primary.base.value
         heading = text.mark_target(name, benchmark.role)
         column = Column(heading, "points [95 %]", is_number=True)
+        # The base's row shows a score to people. For programs its change is 0.
         rows[0][column] = Cell(f"{100 * base_score:.1f} %", values={f"{name}.change": 0.0})
         for row, (_, change) in zip(rows[1:], curve, strict=True):
             row[column] = make_change_cell(change, f"{name}.change")
-    part = [f"Questions: {first.part}."] if first.part else []
+    notes = (f"Questions: {first.part}.",) if first.part else ()
     legend = (
         "Scale 0 is the base model: its row shows scores, and the other rows show changes. The "
         "confidence intervals of a benchmark hold for all scales at once."
     )
-    return Table(title, list(map(Row, rows)), legend, tuple(part))
+    return Table(title, list(map(Row, rows)), legend, notes)
 
 
 def render_comparison_page(table: Table, comparison: Comparison, setting: str | None = None) -> str:

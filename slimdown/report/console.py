@@ -67,15 +67,20 @@ class _StandardOutput:
 
 
 def _open_console() -> Console:
+    """Open standard output; a terminal gets its own width and colors, a file or a pipe neither."""
     stream = cast(IO[str], _StandardOutput())
-    is_terminal = stream.isatty()  # FORCE_COLOR, which notebooks and CI set, would make it one
-    how: dict[str, Any] = {"force_terminal": is_terminal, "force_jupyter": False}
-    return Console(file=stream, highlight=False, width=None if is_terminal else PLAIN_WIDTH, **how)
+    # Without `force_terminal`, rich would also write colors into files where FORCE_COLOR is set, as
+    # in notebooks and CI.
+    is_terminal = stream.isatty()
+    forced: dict[str, Any] = {"force_terminal": is_terminal, "force_jupyter": False}
+    width = None if is_terminal else PLAIN_WIDTH
+    return Console(file=stream, highlight=False, width=width, **forced)
 
 
 def show_line(line: str, style: str = "") -> None:
     """Print one line as it is, without markup and control characters."""
-    console = _open_console()  # a terminal may break it between words, but not an address
+    console = _open_console()
+    # A terminal may break a line between words, but not an address. A file's lines stay whole.
     is_whole = not console.is_terminal or "://" in line
     console.print(Text(visible(line), style), soft_wrap=is_whole)
 
@@ -104,7 +109,8 @@ def show_comparison(
         comparison: The compared runs.
         title: Which runs these are.
         notes: More lines below the table.
-        max_rows, by: As for `describe_briefly`.
+        max_rows: The most configurations to show; 0 shows all.
+        by: The setting whose values are tested against each other; None: all that were varied.
     """
     console = _open_console()
     headings, table = describe_briefly(comparison, max_rows, by)
@@ -115,7 +121,12 @@ def show_comparison(
 
 
 def show_plans(plans: Sequence[RunPlan], n_finished: int) -> None:
-    """Print how long a command takes, and what each kind of run does."""
+    """Print how long a command takes, and what each kind of run does.
+
+    Args:
+        plans: One for each kind of run that is left to do.
+        n_finished: How many runs of the command are finished already.
+    """
     show_line(summarize_plans(plans, n_finished), "bold")
     for plan in plans:
         _open_console().print()
@@ -144,22 +155,28 @@ def show_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 @dataclass
 class _Pace:
-    """How far one stage is, and how fast it goes."""
+    """How far one stage is, and how fast it goes; as a text, what a bar or a log shows."""
 
-    unit: str
-    later: float = 0.0  # seconds that the stages after it take, as far as known
+    unit: str  # of what is counted, such as "steps"; empty if the stage counts nothing
+    later: float = 0.0  # seconds that the stages after it take; 0: none, or not known
     began: float = field(default_factory=monotonic)
-    # the last reports of progress: time, and number done; one second has one report
+    # the last reports of progress: the time, and the number done; a second has one report
     recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=8))
-    total: int = 0
-    detail: str = ""
+    total: int = 0  # 0: not known
+    detail: str = ""  # a few words, such as the loss or the benchmark
 
     def update(self, done: int, total: int, detail: str) -> None:
-        """Take a report. If the total changes or fewer are done, something new has begun."""
+        """Take a report of progress.
+
+        If the total changes or fewer are done, something new has begun, such as the next benchmark.
+        The pace so far says nothing about it, so older reports are forgotten.
+        """
         now, recent = monotonic(), self.recent
         if recent and (total != self.total or done < recent[-1][1]):
             recent.clear()
-        if len(recent) > 1 and now - recent[-1][0] < 1:  # each answer of a batch is reported
+        # The answers of a batch are reported one by one, at nearly the same time. They become one
+        # report: it has the time of the first and the number of the last.
+        if len(recent) > 1 and now - recent[-1][0] < 1:
             now, _ = recent.pop()
         if not recent or done > recent[-1][1]:
             recent.append((now, done))
@@ -169,13 +186,14 @@ class _Pace:
         """Say what is done, and the time left or, if that is unknown, the time taken."""
         now = monotonic()
         reports = self.recent or [(now, 0)]
-        (began, n_before), (_, n_done) = reports[0], reports[-1]
+        first_time, n_before = reports[0]
+        _, n_done = reports[-1]
         time = f"{format_duration(now - self.began)} elapsed"
         if n_done > n_before:
             # Count until now, so that a slow step makes the time left longer.
-            left = (now - began) / (n_done - n_before) * (self.total - n_done)
-            whole = f" (run: {format_duration(left + self.later)})" if self.later else ""
-            time = f"{format_duration(left)} left{whole}"
+            left = (now - first_time) / (n_done - n_before) * (self.total - n_done)
+            whole_run = f" (run: {format_duration(left + self.later)})" if self.later else ""
+            time = f"{format_duration(left)} left{whole_run}"
         done = f"{n_done:,} of {self.total:,} {self.unit}" if self.total else ""
         return visible(", ".join(filter(None, (self.detail, done, time))))
 
@@ -184,28 +202,41 @@ class _Pace:
 class RunProgress:
     """Shows the stages of a run one after another, each with its number.
 
-    The time left is that of the stage, or of its benchmark. That of the whole run is known where
-    runs of this model are recorded on this machine, and else once the base has answered, because
-    the tuned model is asked the same.
+    The time left is that of the stage, or of its benchmark. The time left of the whole run is known
+    from the beginning if runs of this model are recorded on this machine. Otherwise it is known
+    once the base has answered, because the tuned model is asked the same.
     """
 
     n_stages: int
-    n_begun: int = 0
-    # Seconds of `base`, `train` and `tuned`, those that are not over; nan: not known.
+    n_begun: int = 0  # with the one that goes on
+    # The seconds of the parts that have not begun, by their names: "base", "train", "tuned" and
+    # "served". nan: not known.
     expected: dict[str, float] = field(default_factory=dict)
 
     def show(
         self, label: str, unit: str = "", part: str = ""
     ) -> AbstractContextManager[OnProgress]:
-        """Show the next stage, as `progress_bar` does; `part` is one of those that take long."""
+        """Show the next stage, as `progress_bar` does.
+
+        Args:
+            label: The stage's name.
+            unit: What is counted, such as steps.
+            part: Which key of `expected` the stage is; empty: none, because it takes little time.
+        """
         self.n_begun += 1
         self.expected.pop(part, None)
         later = sum(self.expected.values())
-        later = later if isfinite(later) else 0.0
+        if not isfinite(later):  # the time of a part is not known
+            later = 0.0
         return progress_bar(f"[{self.n_begun}/{self.n_stages}] {label}", unit, later)
 
     def expect_as(self, base_evaluation: Evaluation, served: Collection[str]) -> None:
-        """Expect that the tuned model takes as long as the base; `served` is asked again."""
+        """Expect that the tuned model takes as long as the base.
+
+        Args:
+            base_evaluation: With the seconds that the base took for each benchmark.
+            served: The benchmarks that the tuned model is asked again, as it will be served.
+        """
         benchmarks = base_evaluation.benchmarks.items()
         seconds = {name: benchmark.seconds for name, benchmark in benchmarks}
         self.expected["tuned"] = sum(seconds.values())
@@ -219,10 +250,12 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     Args:
         label: The stage's name.
         unit: What is counted, such as steps.
-        later: How many seconds the later stages take, for the time left of the whole run.
+        later: How many seconds the later stages take, for the time left of the whole run; 0: none, or
+            not known, so only the time left of this stage is shown.
 
     Yields:
-        A function of the number done, the total, and a short text such as the loss.
+        A function that takes progress: the number done, the total (0: not known), and a short text
+        such as the loss.
     """
     pace = _Pace(unit, later)
     console = _open_console()
@@ -242,10 +275,11 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
 
             yield update_bar
         return
+    # A log gets its lines from a thread, because a model may report nothing for minutes.
     is_over = Event()
     has_written = False
 
-    def write_lines() -> None:  # in a thread: a model may be silent for minutes
+    def write_lines() -> None:
         nonlocal has_written
         seconds = LOG_SECONDS / 4  # the first line comes early, for users who wait for a hub
         while not is_over.wait(seconds):
@@ -287,14 +321,15 @@ def show_findings(
     table = findings_table(findings, title, gate=gate)
     show_table(replace(table, legend=""), with_details)
     sentences = [*notes]
-    if with_details:
+    if with_details:  # the legend comes with the sentences, not below the table
         everything = text.describe_findings(findings, with_verdicts=False, gate=gate)
         sentences += ["How to read this:", table.legend, *everything]
-    else:
+    else:  # four sentences at most, with the notes
         sentences += text.summarize_briefly(findings, gate, advice, most=4 - len(notes))
     for sentence in sentences:
         _open_console().print(Text(visible(sentence)))
-    if served := served_table(findings):
+    served = served_table(findings)
+    if served:  # the model is served otherwise than the base was asked
         _open_console().print()
         show_table(replace(served, legend=served.legend if with_details else ""))
 
@@ -309,12 +344,14 @@ def show_saved(run: Any, trained: str = "adapter") -> None:
     """Print where a run's page and what it trained are; of a server, the run's id and its address.
 
     Args:
-        run: With `run_id`, `artifact_uri`, `store_uri` and `model_uri`.
-        trained: What the run trained: an adapter or a model.
+        run: With `run_id`, `artifact_uri`, `store_uri` and `model_uri`. `model_uri` is empty if the
+            run trained nothing.
+        trained: What the run trained: "adapter" or "model".
     """
-    if page := find_local_path(run.artifact_uri):
-        show_places({"run": run.run_id[:8], "page": shorten_path(f"{page}/report.html")})
-    else:
+    folder = find_local_path(run.artifact_uri)
+    if folder:
+        show_places({"run": run.run_id[:8], "page": shorten_path(f"{folder}/report.html")})
+    else:  # a server has the page, so the run's whole id is needed to find it
         show_places({"run": run.run_id, "record": run.store_uri})
     if run.model_uri:
         show_places({trained: describe_model_place(run.model_uri, run.run_id)})

@@ -46,7 +46,14 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
 
 @matplotlib.rc_context(_STYLE)
 def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
-    """Draw each benchmark's change with the verdict's interval, the margin, the verdict, and n."""
+    """Draw each benchmark's change with the verdict's interval, the margin, the verdict, and n.
+
+    Each benchmark has a row of its own, the first one at the top.
+
+    Args:
+        findings: What is drawn.
+        width: In inches. Below `WIDTH` the verdicts stand below the names and replace n.
+    """
     figure = _new_figure("Change of each benchmark", 1.0 + 0.36 * len(findings.benchmarks), width)
     axes = figure.add_subplot()
     for row, benchmark in enumerate(findings.benchmarks.values()):
@@ -61,11 +68,12 @@ def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
         axes.plot([100 * change.low, 100 * change.high], [row, row], color=color, linewidth=2)
         axes.plot([100 * change.value], [row], marker=verdict_style.marker, color=color, ms=7)
         if width == WIDTH and benchmark.verdict:  # on a phone it stands below the name
+            # With this transform, 1 is the right edge of the axes, so the verdict is beside them.
             place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
             axes.text(1.02, row, benchmark.verdict, color=color, weight="bold", **place)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_ylim(len(findings.benchmarks) - 0.5, -0.5)
-    longest = 30 if width == WIDTH else 18
+    axes.set_ylim(len(findings.benchmarks) - 0.5, -0.5)  # row 0 is at the top
+    longest = 30 if width == WIDTH else 18  # characters of a name
     names = []
     for name, benchmark in findings.benchmarks.items():
         detail = f"n = {benchmark.n:,}"
@@ -86,8 +94,8 @@ class DrawnMean:
 
     value: str  # of the setting that is drawn
     other_settings: str  # as one text; it decides the color; empty if nothing else was varied
-    seeds: Sequence[float]  # one number for each
-    mean: Estimate
+    seeds: Sequence[float]  # the change of each, a share
+    mean: Estimate  # their mean with the interval of its verdict
 
 
 @matplotlib.rc_context(_STYLE)
@@ -96,13 +104,14 @@ def draw_seeds(
 ) -> Figure:
     """Draw each seed as a dot and the mean with its interval beside it, a panel per heading.
 
-    Each combination of the other settings has a color. The dots set the limits of the axes. Else
-    one wide interval would press the dots together.
+    Each combination of the other settings has a color, the same in all panels. The dots set the
+    limits of the vertical axes. Otherwise one wide interval would press the dots together.
 
     Args:
         setting: The setting along the horizontal axis.
-        panels: By heading, the configurations in order; all numbers are shares of 1.
-        width: In inches.
+        panels: By heading, the configurations that measured this column, in their order. A panel
+            may lack some. All numbers are shares of 1.
+        width: In inches. Below `WIDTH` the panels stand below one another.
     """
     n_across = max(1, min(len(panels), 3 if width == WIDTH else 1))
     n_down = max(1, ceil(len(panels) / n_across))
@@ -110,11 +119,12 @@ def draw_seeds(
     all_means = [drawn for means in panels.values() for drawn in means]
     values = list(dict.fromkeys(drawn.value for drawn in all_means))
     combinations = list(dict.fromkeys(drawn.other_settings for drawn in all_means))
-    for i, (heading, means) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(n_down, n_across, i)
+    for number, (heading, means) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(n_down, n_across, number)
         _draw_seeds_and_means(axes, means, values, combinations)
         axes.set_ylim(*_find_limits([seed for drawn in means for seed in drawn.seeds]))
         axes.set_xlim(-0.6, len(values) - 0.4)
+        # Labels that are too long for the width of a panel would overlap.
         letters_of_panel = 26 if n_across > 1 else 48
         room = max(6, letters_of_panel // len(values))  # letters of one label
         axes.set_xticks(range(len(values)), [cut_name(visible(v), room) for v in values])
@@ -131,7 +141,7 @@ def _draw_seeds_and_means(
 ) -> None:
     """Draw the dots of one panel, and beside them the means.
 
-    If the values are numbers, a line joins the means that differ in nothing else.
+    If the values are numbers, a line joins the means that have the same other settings.
 
     Args:
         axes: The panel.
@@ -140,17 +150,18 @@ def _draw_seeds_and_means(
         combinations: All combinations of the other settings. Each has a color, and a place of its
             own at every value.
     """
-    is_ordered = all(re.search(r"\d/?$", value) for value in values)  # numbers, or checkpoints
-    curves: dict[str, list[tuple[float, float]]] = {}
+    # Only numbers and checkpoints ("out/checkpoint-50") have an order for a line to follow.
+    is_ordered = all(re.search(r"\d/?$", value) for value in values)
+    curves: dict[str, list[tuple[float, float]]] = {}  # the drawn means by the other settings
     for drawn in means:
         group = combinations.index(drawn.other_settings)
         color = _COLORS[group % 6]
         # The groups share the middle 70 % of the room between two values.
         place = values.index(drawn.value) + 0.7 * ((group + 0.5) / len(combinations) - 0.5)
         has_seeds = len(drawn.seeds) > 1
-        shift = (
-            0.12 / len(combinations) if has_seeds else 0.0
-        )  # dots to the left, the mean to the right
+        # The dots are shifted to the left and their mean to the right. A single seed is its own
+        # mean, so it has no dot.
+        shift = 0.12 / len(combinations) if has_seeds else 0.0
         if has_seeds:
             dots = [100 * seed for seed in drawn.seeds]
             axes.plot([place - shift] * len(dots), dots, "o", ms=4, color=color, alpha=0.5)
@@ -159,9 +170,12 @@ def _draw_seeds_and_means(
         mean = 100 * drawn.mean.value
         curves.setdefault(drawn.other_settings, []).append((place + shift, mean))
         axes.errorbar([place + shift], [mean], _measure_arms([drawn.mean]), **style)
-    for group, points in enumerate(curves.values() if is_ordered else ()):
+    if not is_ordered:
+        return
+    for other_settings, points in curves.items():
+        color = _COLORS[combinations.index(other_settings) % 6]
         across, up = zip(*points, strict=True)
-        axes.plot(across, up, color=_COLORS[group % 6], lw=1, alpha=0.6)
+        axes.plot(across, up, color=color, lw=1, alpha=0.6)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -174,8 +188,11 @@ def draw_learned_and_kept(
 ) -> Figure:
     """Draw what each configuration learned against what it kept; a line joins values in order.
 
+    Each combination of the other settings has a color and a line. Seeds are not drawn. The means
+    set the limits of the axes, so a long interval may extend beyond them.
+
     Args:
-        setting: The setting whose values the dots are named by.
+        setting: The setting whose values name the dots.
         learned: What each configuration learned; 0.01 is one `unit`.
         kept: The same configurations in the same order; shares of 1.
         unit: The unit of what was learned, such as "points".
@@ -193,9 +210,9 @@ def draw_learned_and_kept(
         kept_means = [drawn.mean for _, drawn in group_pairs]
         across = [100 * mean.value for mean in kept_means]
         up = [100 * mean.value for mean in learned_means]
+        axes.plot(across, up, color=color, linewidth=1, alpha=0.6)
         arms: dict[str, Any] = {"xerr": _measure_arms(kept_means)}
         arms["yerr"] = _measure_arms(learned_means)
-        axes.plot(across, up, color=color, linewidth=1, alpha=0.6)
         axes.errorbar(across, up, **arms, fmt="none", ecolor=(color, 0.35), elinewidth=1)
         axes.plot(across, up, "o", color=color, markersize=6)
         for (drawn, _), x, y in zip(group_pairs, across, up, strict=True):
@@ -215,14 +232,14 @@ def draw_learned_and_kept(
 
 
 def _find_limits(shares: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis that holds 0 and all dots, in points."""
+    """Return the ends of an axis that holds 0 and all shares, in points, with some room."""
     low, high = min(0.0, *shares), max(0.0, *shares)
-    room = 0.18 * (high - low) or 0.01
+    room = 0.18 * (high - low) or 0.01  # if all are 0, an axis still needs a length
     return 100 * (low - room), 100 * (high + room)
 
 
 def _show_colors(figure: Figure, combinations: Sequence[str]) -> None:
-    """Say which color has which of the other settings, where there are several."""
+    """Add a legend that names the settings of each color; nothing if there is only one."""
     if len(combinations) > 1:
         styles: list[dict[str, Any]] = [{"color": _COLORS[i % 6]} for i in range(len(combinations))]
         lines = [Line2D([], [], marker="o", ls="", **style) for style in styles]
@@ -237,17 +254,18 @@ def draw_scales(
     """Draw each benchmark's change against the scale of the adapter, with 95 % intervals.
 
     Args:
-        curves: By benchmark, the scales and the change at each, a share of 1.
+        curves: By benchmark, pairs of a scale and the change there, a share of 1.
         width: In inches.
     """
     figure = _new_figure("Change by scale", 3.2 + 0.16 * len(curves), width)
     axes = figure.subplots()
-    for i, (name, points) in enumerate(curves.items()):
+    for number, (name, points) in enumerate(curves.items()):
         scales = [scale for scale, _ in points]
         changes = [estimate for _, estimate in points]
-        style: dict[str, Any] = {"marker": "os^DvP"[i % 6], "linestyle": "-", "capsize": 2.5}
-        style |= {"color": _COLORS[i % 6], "elinewidth": 1, "label": _cut(name, 40)}
-        axes.errorbar(scales, [100 * c.value for c in changes], _measure_arms(changes), **style)
+        heights = [100 * change.value for change in changes]
+        style: dict[str, Any] = {"marker": "os^DvP"[number % 6], "linestyle": "-", "capsize": 2.5}
+        style |= {"color": _COLORS[number % 6], "elinewidth": 1, "label": _cut(name, 40)}
+        axes.errorbar(scales, heights, _measure_arms(changes), **style)
     ticks = sorted({scale for points in curves.values() for scale, _ in points})
     axes.set_xticks(ticks, [f"{scale:g}" for scale in ticks])
     axes.axhline(0, color=INK, linewidth=0.8)
@@ -265,6 +283,10 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
 
     A bar leads from the score before a step to the score after it. Its error bar is the confidence
     interval of the change.
+
+    Args:
+        stages: A chain, in which each step leads from one stage to the next.
+        width: In inches. Below `WIDTH` the panels stand below one another.
     """
     n_across = max(1, min(len(stages.benchmarks), 2 if width == WIDTH else 1))
     n_down = ceil(len(stages.benchmarks) / n_across)
@@ -272,13 +294,15 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
     figure = _new_figure("Score after each stage", 0.4 + 2.4 * n_down, width)
     for panel, name in enumerate(stages.benchmarks, 1):
         axes = figure.add_subplot(n_down, n_across, panel)
-        changes = stages.list_changes(name)[: len(stages.steps)]  # without the change in total
-        score = 100 * changes[0][1].primary.base.value
+        # `list_changes` also gives the change from the first stage to the last: it has no bar.
+        changes = [change for _, change in stages.list_changes(name)[: len(stages.steps)]]
+        score = 100 * changes[0].primary.base.value
         axes.plot([-0.35, 0.35], [score, score], color=INK, linewidth=2.5)
-        for place, (_, change) in enumerate(changes, 1):
+        for place, change in enumerate(changes, start=1):
             color = find_style(change.verdict).color
             rise = 100 * change.primary.difference.value
             arms = _measure_arms([change.shown_change])
+            # A dotted line carries the score of the stage before over to this bar.
             axes.plot([place - 0.65, place + 0.35], [score, score], ":", color=INK, linewidth=0.8)
             bar = Rectangle((place - 0.35, score), 0.7, rise, color=color, alpha=0.75)
             axes.add_patch(bar)
@@ -286,9 +310,8 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
             score += rise
             axes.plot([place - 0.35, place + 0.35], [score, score], color=INK, linewidth=1.5)
         axes.set_xlim(-0.6, len(names) - 0.4)
-        axes.set_xticks(
-            range(len(names)), [cut_name(visible(n), max(9, 42 // len(names))) for n in names]
-        )
+        room = max(9, 42 // len(names))  # letters of one label
+        axes.set_xticks(range(len(names)), [cut_name(visible(stage), room) for stage in names])
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         axes.set_ylabel("%")
         axes.set_title(_cut(name, 30), fontsize=9)
@@ -298,21 +321,24 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
 def write_svg(figure: Figure) -> str:
     """Write a figure as an SVG element for a page: transparent, in the page's text color.
 
-    The same figure gives the same text, and ids of two figures never collide.
+    The same figure gives the same text. Figures with different labels have no id in common.
     """
     out = StringIO()
-    salt = {"svg.hashsalt": figure.get_label()}  # of ids; the same figure gives the same bytes
+    # matplotlib makes ids from this salt. Without one they would be random.
+    salt = {"svg.hashsalt": figure.get_label()}
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # None leaves each out
     with matplotlib.rc_context(_STYLE | salt):
-        none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=none)
+        figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
     svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :]  # without the XML declaration: the element is put into a page
     # its one style rule would hold for the whole page
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
     # keep only ids that something refers to; the salt makes these unique to this figure
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
+    # Replace the opening tag: its fixed size in points goes, only the view box (\1) stays, so that
+    # the page decides the size. The title is what a screen reader says.
     opening = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         rf'\1 role="img"><title>{escape(str(figure.get_label()))}</title>'
@@ -322,15 +348,23 @@ def write_svg(figure: Figure) -> str:
 
 def _new_figure(title: str, height: float, width: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.set_label(f"{title}{', for a phone' if width < WIDTH else ''}")  # its ids go by it
+    # `write_svg` makes the ids and the title of this label.
+    figure.set_label(f"{title}{', for a phone' if width < WIDTH else ''}")
     return figure
 
 
 def _measure_arms(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """Measure error bars below and above in points; 0 where the interval is undefined."""
+    """Measure error bars as matplotlib takes them, in points.
+
+    Returns:
+        The lengths below each value, and those above it; 0 where the interval is undefined.
+    """
     below = [100 * (e.value - max(e.low, -1.0)) for e in estimates]
     above = [100 * (min(e.high, 1.0) - e.value) for e in estimates]
-    return [[max(0.0, a) if isfinite(a) else 0.0 for a in arms] for arms in (below, above)]
+    return [
+        [max(0.0, length) if isfinite(length) else 0.0 for length in lengths]
+        for lengths in (below, above)
+    ]
 
 
 def _cut(name: str, width: int) -> str:

@@ -4,12 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from builders import make_run
+from builders import add_p_right, make_benchmark, make_choice, make_run
 from report_builders import Role, judge_pairs, written
 
 from slimdown.comparison.run_comparison import Comparison, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.trials import TrialOutcome
+from slimdown.report.comparison_figures import _list_seeds
 from slimdown.report.comparison_page import comparison_table, render_comparison_page, search_table
 from slimdown.report.tables import write_table
 
@@ -102,3 +103,30 @@ def test_a_search_is_a_table(comparison: Comparison) -> None:
     table = search_table(single, outcomes, "study")
     assert "maths_of_school 2.0 points" in write_table(table, "markdown")
     assert table.notes[0].startswith("0 of 4 ")
+
+
+def test_a_page_of_target_benchmarks_alone_draws_no_figure_of_what_was_kept() -> None:
+    target: dict[str, Any] = {"role": Role.target}
+    runs = []
+    for rank in (4, 8):
+        tuned = written([1.0] * rank + [0.0] * (40 - rank), **target)
+        pair = (written([0.0] * 40, **target), tuned)
+        runs.append(make_run(judge_pairs({"skill": pair}), rank, lora__r=str(rank)))
+    comparison = compare_runs(runs)
+    html = render_comparison_page(comparison_table(comparison), comparison)
+    assert html.count("<svg") == 2  # one figure, for a wide screen and for a phone
+
+
+def test_the_dots_of_kept_average_the_benchmarks_that_its_mean_averages() -> None:
+    runs = []
+    for number, seed in enumerate((0, 1)):
+        bases = [add_p_right(make_choice(i % 4, i)) for i in range(40)]
+        n_lost = 10 + 10 * seed
+        wrong = [add_p_right(make_choice((i + (i < n_lost)) % 4, i)) for i in range(40)]
+        sides = [make_benchmark(s, metric="p_right") for s in (bases, wrong)]
+        pairs = {name: (written([1.0] * 40), written([1.0] * 40)) for name in ("calm", "steady")}
+        findings = judge_pairs(pairs | {"colors": (sides[0], sides[1])})
+        runs.append(make_run(findings, number, lora__r="4", seed=str(seed)))
+    row = compare_runs(runs).rows[0]
+    assert row.retained.value == 0
+    assert _list_seeds(row, "kept") == [0, 0]

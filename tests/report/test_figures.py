@@ -77,6 +77,16 @@ def test_other_settings_have_colors_that_a_legend_names() -> None:
     assert {"keep=none", "keep=kl"} <= set(read_texts(figures.draw_seeds("lora.r", {"a": means})))
 
 
+def test_a_line_has_the_color_of_its_dots_where_a_panel_lacks_the_first_settings() -> None:
+    none, kl = (
+        [make_mean(rank, f"keep={k}", 0.1, 0.2) for rank in ("4", "8")] for k in ("none", "kl")
+    )
+    axes = figures.draw_seeds("lora.r", {"a": [*none, *kl], "b": kl}).axes[1]
+    lines: list[Any] = axes.lines
+    [curve] = [line for line in lines if line.get_alpha() == 0.6]
+    assert {line.get_color() for line in lines if line.get_alpha() == 0.5} == {curve.get_color()}
+
+
 def test_the_axis_of_scales_has_each_scale_in_its_place() -> None:
     figure = figures.draw_scales({"a": [(value, estimate(0.1)) for value in (0.25, 0.5, 1.0)]})
     assert [*figure.axes[0].get_xticks()] == [0.25, 0.5, 1.0]
