@@ -181,6 +181,9 @@ def test_a_long_plan_names_what_shortens_it_most() -> None:
     group = PlannedPart("base", replace(parts[0].cost, n=570), "570 questions", n_tasks=57)
     [line] = describe_plan(RunPlan("", [group], on_cpu=True))
     assert "benchmark.a.limit=3 (" in line  # of each task
+    server = PlannedPart("tuned", replace(group.cost, work=Work.server), "570 questions")
+    [line] = describe_plan(RunPlan("", [group, server], on_cpu=True))
+    assert re.findall(r"([\w.]+=\d+) \(−(\d+ \w+)", line) == [("benchmark.a.limit=3", "21 min")]
     two = RunPlan("", parts, n_equal=2)
     assert two.seconds == 900 + 2 * (7200 + 900 + 90_000)
 

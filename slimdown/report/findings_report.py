@@ -32,54 +32,71 @@ def findings_table(
         The table. Its records hold benchmark, role, metric, n, base, tuned, change and related
         values, as shares of 1. Further metrics have neither verdict nor p-value.
     """
-    rows = name_levels(make_rows(findings, gate))
+    rows = name_levels(make_rows(findings, gate))  # their headings name the intervals' level
     table = Table(title, rows, text.explain_table(findings), tuple(notes))
     return add_outcome(table, gate) if gate else table
 
 
 def add_outcome(table: Table, gate: Gate) -> Table:
     """Put the outcome of a gate first, for people and for programs."""
-    outcome = text.describe_outcome(gate)
-    word, code = text.OUTCOMES[gate.outcome].lower(), int(gate.outcome)
-    facts = {"outcome": word, "exit_code": code, "summary": outcome}
-    return replace(table, outcome=outcome, facts=facts)
+    summary = text.describe_outcome(gate)
+    facts = {
+        "outcome": text.OUTCOMES[gate.outcome].lower(),
+        "exit_code": int(gate.outcome),
+        "summary": summary,
+    }
+    return replace(table, outcome=summary, facts=facts)
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Show one model's scores in percent, one row for each benchmark and metric."""
+    """Show one model's scores, one row for each benchmark and metric.
+
+    The table shows scores and standard errors in percent. Its records hold them as shares of 1.
+    """
     records = []
     for name, result in evaluation.benchmarks.items():
-        config, n = result.benchmark, len(result.samples)
+        config = result.benchmark
+        # None: the tasks of a group have different numbers of worked examples.
         shots = "as in each task" if config.num_fewshot is None else config.num_fewshot
-        for metric in sorted(result.scores, key=lambda m: m != config.metric):
-            value, error = result.scores[metric].value, result.scores[metric].standard_error
-            record = {"benchmark": name, "metric": metric, "shots": shots, "n": n, "score": value}
-            records.append(record | {"standard_error": error})
-    formats = dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))
-    return make_table("", records, formats)
+        primary_first = sorted(result.scores, key=lambda metric: metric != config.metric)
+        for metric in primary_first:
+            score, error = result.scores[metric].value, result.scores[metric].standard_error
+            row = {"benchmark": name, "metric": metric, "shots": shots, "n": len(result.samples)}
+            records.append({**row, "score": score, "standard_error": error})
+
+    def show_percent(share: float) -> str:
+        return format_number(100 * share)
+
+    return make_table("", records, {"score": show_percent, "standard_error": show_percent})
 
 
 def pairs_table(pairs: Sequence[Step]) -> Table:
     """Show pairs of models by the primary metrics, one row for each pair and benchmark.
 
     Args:
-        pairs: At least one. Either all begin with the base model, or none does.
+        pairs: At least one, each with the findings of its second model against its first. Either
+            all begin with the base model, or none does.
+
+    Returns:
+        The table. Its title names the pair, or says how many runs there are. Its notes are the
+        caveats of each pair.
     """
     if pairs[0].before == "base":
         sides, direction = ("base", "tuned"), "from the base model to the tuned model"
     else:
         sides, direction = ("first", "second"), "from the first to the second model"
     has_many = len(pairs) > 1
+    # The title names a single pair, so the console needs no column for it.
     pair_column = Column("pair", max_width=30, places=EVERYWHERE if has_many else NOT_BRIEF)
     rows, notes = [], list[str]()
     names = [f"{pair.before} → {pair.after}" for pair in pairs]
     for pair, name in zip(pairs, names, strict=True):
-        caveats = text.list_caveats(pair.findings)
-        notes += [f"{name}: {caveat}" if has_many else caveat for caveat in caveats]
+        for caveat in text.list_caveats(pair.findings):
+            notes.append(f"{name}: {caveat}" if has_many else caveat)
         pair_cell = {pair_column: Cell(name, values={"pair": name})}
-        for row in make_rows(pair.findings, None, sides):
-            if not row.is_secondary:
-                rows.append(Row(pair_cell | row.cells))
+        for row in make_rows(pair.findings, gate=None, sides=sides):
+            if not row.is_secondary:  # secondary rows show further metrics
+                rows.append(Row(pair_cell | row.cells))  # the pair is the first column
     title = f"{len(pairs)} runs on the held-out questions" if has_many else names[0]
     legend = f"Each change is {direction}. {text.explain_table(pairs[0].findings)}"
     return Table(title, name_levels(rows), legend, tuple(notes))
@@ -91,25 +108,31 @@ def write_junit(gate: Gate, title: str) -> str:
     Args:
         gate: The budgets. If the retained benchmarks are worse on average, a failing test is added.
         title: The suite's title.
+
+    Returns:
+        The XML document. Each test holds the reason of its outcome, and the suite the outcome of
+        all budgets together.
     """
-    kinds = {Outcome.beyond: "failure", Outcome.undecided: "error"}
+    kinds = {Outcome.beyond: "failure", Outcome.undecided: "error"}  # a passed test has none
     suite = ElementTree.Element("testsuite", name=visible(title))
     for check in gate.checks:
         name = f"{visible(check.benchmark)} loses at most {100 * check.budget:.3g} points"
         case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
         outcome = text.OUTCOMES[check.outcome].lower()
+        reason = visible(check.reason)  # it may name the benchmark; XML has no control characters
         if kind := kinds.get(check.outcome):
-            ElementTree.SubElement(case, kind, message=check.reason, type=outcome)
+            ElementTree.SubElement(case, kind, message=reason, type=outcome)
         else:
-            ElementTree.SubElement(case, "system-out").text = check.reason
+            ElementTree.SubElement(case, "system-out").text = reason
     if gate.mean and gate.is_worse:
         name = "the retained benchmarks are not worse on average"
         case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
         message = text.describe_overall(gate.mean)
         ElementTree.SubElement(case, "failure", message=message, type="failed")
-    suite.set("tests", str(len(suite)))
+    suite.set("tests", str(len(suite)))  # so far, the suite has no children but tests
     for kind in kinds.values():
-        suite.set(f"{kind}s", str(len(suite.findall(f"*/{kind}"))))
+        n_tests = len(suite.findall(f"*/{kind}"))
+        suite.set(f"{kind}s", str(n_tests))  # the attributes "failures" and "errors"
     ElementTree.SubElement(suite, "system-out").text = visible(text.describe_outcome(gate))
     ElementTree.indent(suite)
     content = ElementTree.tostring(suite, encoding="unicode")

@@ -23,12 +23,14 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "html": (".html", ".htm"),
 }
 """The formats of a table, with the endings of their files."""
-# Control characters become their pictures; marks that reorder text become U+FFFD.
+# By code point, what is shown instead. ASCII's control characters become their pictures, such as ␛.
+# The others (0x80 to 0x9F), and marks that reorder text, become U+FFFD.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
 for _start, _end in ((0x80, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A)):
     _PICTURES |= dict.fromkeys(range(_start, _end), 0xFFFD)
 _PICTURES |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # half of a surrogate pair
-_PICTURES_IN_LINES = {k: v for k, v in _PICTURES.items() if k not in (9, 10)}
+_TAB_AND_LINE_FEED = (9, 10)
+_PICTURES_IN_LINES = {k: v for k, v in _PICTURES.items() if k not in _TAB_AND_LINE_FEED}
 _ASCII = str.maketrans("−–’“”→←↑↓†±·×█…✓✗", '--\'""><^v+~.x#.yx')
 
 
@@ -67,9 +69,14 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def format_number(value: float, spec: str = ".1f") -> str:
-    """Format a number with a true minus sign.
+    """Format a number with a true minus sign; nan and infinity as "undefined".
 
-    A number that would be rounded to zero gets two or three decimals, so that its sign is seen.
+    A number that would be rounded to zero gets two or three decimals, so that its sign is seen. If
+    they are zeros, too, the number is shown as zero without a sign.
+
+    Args:
+        value: The number.
+        spec: How `format` is to write it; it ends with the number of decimals and "f".
 
     >>> format_number(-3.14), format_number(2.0, "+.1f"), format_number(float("nan"))
     ('−3.1', '+2.0', 'undefined')
@@ -79,10 +86,11 @@ def format_number(value: float, spec: str = ".1f") -> str:
     if not isfinite(value):
         return UNDEFINED
     more_decimals = [f"{spec[:-2]}{digits}f" for digits in (2, 3)]  # "+.1f" becomes "+.2f"
-    texts = [f"{value:{longer_spec}}" for longer_spec in (spec, *more_decimals)]
-    zero = f"{0.0:{spec}}".lstrip("+")
-    first_not_zero = next((text for text in texts if float(text.replace(",", ""))), zero)
-    return first_not_zero.replace("-", "−")
+    for longer_spec in (spec, *more_decimals):
+        text = f"{value:{longer_spec}}"
+        if float(text.replace(",", "")) != 0:
+            return text.replace("-", "−")
+    return f"{0.0:{spec}}".lstrip("+")
 
 
 def format_interval(low: float, high: float, spec: str = ".1f") -> str:
@@ -109,13 +117,20 @@ def format_percent(share: "Estimate") -> tuple[str, str]:
 
 
 def format_p_value(p_value: float) -> str:
-    """Format a p-value with three decimals, or as many as tell on which side of 0.05 it lies.
+    """Format a p-value with three decimals.
+
+    It gets up to nine if three would round it to the other side of 0.05.
 
     >>> format_p_value(0.0004), format_p_value(0.0449), format_p_value(0.04996)
     ('< 0.001', '0.045', '0.04996')
     """
-    digits = (n for n in range(3, 9) if (round(p_value, n) < 0.05) == (p_value < 0.05))
-    return "< 0.001" if p_value < 0.001 else format_number(p_value, f".{next(digits, 9)}f")
+    if p_value < 0.001:
+        return "< 0.001"
+    is_significant = p_value < 0.05
+    n_decimals = 3
+    while n_decimals < 9 and (round(p_value, n_decimals) < 0.05) != is_significant:
+        n_decimals += 1
+    return format_number(p_value, f".{n_decimals}f")
 
 
 def format_duration(seconds: float) -> str:
@@ -141,7 +156,9 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def format_value(value: object) -> str:
-    """Format a number with its thousands, or with three digits; all else as it is.
+    """Format a whole number with commas between thousands, a fraction with three digits.
+
+    All other values are written as they are.
 
     >>> format_value(12345), format_value(0.12345), format_value("nf4")
     ('12,345', '0.123', 'nf4')
@@ -171,6 +188,12 @@ def pluralize(n: int, noun: str) -> str:
 def drop_shared_beginning(names: Sequence[str], separator: str) -> list[str]:
     """Return names without the parts that all of them begin with; a single name stays whole.
 
+    The last part of a name always stays.
+
+    Args:
+        names: What is shortened. If all names are equal, they stay whole.
+        separator: What stands between the parts of a name.
+
     >>> drop_shared_beginning(["pocket_math", "pocket_cs"], "_")
     ['math', 'cs']
     >>> drop_shared_beginning(["out/checkpoint-50", "out/checkpoint-100"], "/")
@@ -179,13 +202,16 @@ def drop_shared_beginning(names: Sequence[str], separator: str) -> list[str]:
     if len({*names}) < 2:
         return [*names]
     parts_by_name = [name.split(separator) for name in names]
-    columns = zip(*(parts[:-1] for parts in parts_by_name), strict=False)
-    n_shared = len([*takewhile(lambda column: len({*column}) == 1, columns)])
-    return [separator.join(parts[n_shared:]) for parts in parts_by_name]
+    # All first parts, then all second parts, and so on, as far as the shortest name goes.
+    parts_by_position = zip(*(parts[:-1] for parts in parts_by_name), strict=False)
+    shared = list(takewhile(lambda parts: len({*parts}) == 1, parts_by_position))
+    return [separator.join(parts[len(shared) :]) for parts in parts_by_name]
 
 
 def cut_name(name: str, width: int) -> str:
-    """Cut a name in its middle; what tells names apart is often at the end.
+    """Cut a name to `width` characters, at least 3, in its middle.
+
+    The end stays, because names often differ there.
 
     >>> cut_name("mmlu_college_computer_science", 15)
     'mmlu_co…science'
@@ -197,7 +223,9 @@ def cut_name(name: str, width: int) -> str:
 
 
 def find_local_path(uri: str) -> str:
-    """Return the path of a `file:` address, or of one without a scheme; else an empty text.
+    """Return the path of an address on this machine: with the scheme `file:`, or without one.
+
+    For every other address, return an empty text.
 
     >>> find_local_path("file:///srv/my%20runs"), find_local_path("mlflow-artifacts:/1/models")
     ('/srv/my runs', '')
@@ -207,13 +235,18 @@ def find_local_path(uri: str) -> str:
 
 
 def shorten_path(path: str) -> str:
-    """Name a file from the working folder if it lies in it."""
-    inside = os.path.relpath(path) if os.path.isabs(path) else path
-    return path if inside.startswith(os.pardir) else inside
+    """Return a path relative to the working folder; unchanged if the file lies outside of it."""
+    relative = os.path.relpath(path) if os.path.isabs(path) else path
+    return path if relative.startswith(os.pardir) else relative
 
 
 def describe_model_place(uri: str, run_id: str) -> str:
-    """Say where the files of a run's model are: their folder, or the command that fetches them."""
+    """Say where the files of a run's model are: their folder, or the command that fetches them.
+
+    Args:
+        uri: The address of the files, as MLflow names it.
+        run_id: The run's id, for the command.
+    """
     path = find_local_path(uri)
     return shorten_path(path) if path else f"slimdown export {run_id[:8]} DIR"
 
@@ -226,5 +259,5 @@ def escape_markdown(text: str) -> str:
     """
     plain = " ".join(visible(text, multiline=True).split())
     plain = plain.replace("&", "&amp;").replace("<", "&lt;")
-    # inside a word an underscore is a letter
+    # An underscore between two letters or digits marks nothing, so it needs no backslash.
     return re.sub(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain)

@@ -26,11 +26,11 @@ _TRAIT_NOTES = {
 
 @dataclass(frozen=True)
 class RunDescription:
-    """How a run was made, where there was one."""
+    """How a run was made; all is empty where models were judged without a run."""
 
-    facts: Mapping[str, str] = field(default_factory=dict)  # a few words on each of its parts
-    settings: Mapping[str, object] = field(default_factory=dict)  # by their dotted keys
-    environment: Mapping[str, object] = field(default_factory=dict)  # versions and machine
+    facts: Mapping[str, str] = field(default_factory=dict)  # by heading, such as "model", "method"
+    settings: Mapping[str, object] = field(default_factory=dict)  # all of them, by dotted key
+    environment: Mapping[str, object] = field(default_factory=dict)  # by name: versions and machine
 
 
 def render_page(
@@ -46,11 +46,12 @@ def render_page(
 
     Args:
         findings: What is shown.
-        name: What the run is called.
+        name: What the run is called, or the two models that were judged.
         description: How the run was made; None if there was no run.
-        run_id: The record's id; empty if there is none.
+        run_id: The run's id in the record; empty if there is none.
         gate: The budgets, whose outcome stands at the top; None if there are none.
-        answers: The file beside the page that shows every changed answer; empty if there is none.
+        answers: The name of the file beside the page that shows every changed answer; empty if
+            there is none.
 
     Returns:
         The page. Models' answers are escaped: markup in them is shown and never run.
@@ -58,7 +59,7 @@ def render_page(
     from slimdown.report.figures import PHONE_WIDTH, draw_changes  # matplotlib takes half a second
 
     description = description or RunDescription()
-    settings, _ = redact_leaves(dict(description.settings))
+    settings, _ = redact_leaves(dict(description.settings))  # secrets are hidden
     served = served_table(findings)
     facts = {key: redact_leaf(value) for key, value in description.facts.items()}
     return pages.render(
@@ -68,7 +69,9 @@ def render_page(
         facts=facts | {"date": f"{date.today():%Y-%m-%d}"},
         run_id=run_id,
         outcome=text.describe_outcome(gate) if gate else "",
+        # A class of the page's style: "passed", "failed", or "cannot".
         outcome_word=text.OUTCOMES[gate.outcome].split()[0].lower() if gate else "",
+        # The table shows the verdicts already.
         summary=[
             *(text.describe_budgets(gate) if gate else ()),
             *text.explain_undecided(findings),
@@ -82,15 +85,26 @@ def render_page(
         environment=format_all(description.environment),
         costs=format_all(findings.costs),
         trait_notes=_TRAIT_NOTES,
-        bits=BITS,
+        bits=BITS,  # the name of the trait that the page shows in another way
         answers=answers,
         most_answers=MOST_SHOWN,
     )
 
 
 def format_all(values: Mapping[str, object]) -> dict[str, str]:
-    """Write settings, versions or costs as a person reads them."""
-    units, written = {"seconds": formatting.format_duration, "bytes": formatting.format_bytes}, {}
+    """Write settings, versions or costs as a person reads them.
+
+    A number under a key such as `base_evaluation_seconds` is written with its unit, and its key
+    becomes `base evaluation`. All other keys stay. Secrets in values are hidden.
+
+    Args:
+        values: Values of any kind by name or dotted key; a list is written with commas.
+
+    Returns:
+        The texts by key.
+    """
+    units = {"seconds": formatting.format_duration, "bytes": formatting.format_bytes}
+    written = {}
     for key, value in values.items():
         name, _, unit = key.rpartition("_")
         if unit in units and isinstance(value, int | float):

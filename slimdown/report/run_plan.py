@@ -19,12 +19,14 @@ class PlannedPart:
     """One part of a run.
 
     Attributes:
-        part: `base`, `train`, `tuned`, or `served`: the tuned model as it is served.
+        part: `base` (ask the base model), `train`, `tuned` (ask the tuned model), `served` (ask it
+            once more, as its own files say), or `rest` (load, validate and record).
         cost: What it costs; its seconds are an estimate, nan where no rate is known.
         text: What is done, such as `400 rows, 50 steps of 8`.
         is_recorded: Whether the record has it, so that nothing is left to do.
+        n_tasks: How many tasks of the harness the benchmark has, each with its own limit. Only
+            parts of the base hold the number.
         is_shared: Whether a run that is planned above does it.
-        n_tasks: How many tasks of the harness the benchmark has, each with its own limit.
     """
 
     part: str
@@ -36,20 +38,20 @@ class PlannedPart:
 
     @property
     def seconds(self) -> float:
-        """What is left to do."""
+        """How long what is left to do takes; nan where no rate is known."""
         return 0.0 if self.is_recorded or self.is_shared else self.cost.seconds
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a command will do.
+    """What a run will do, or several runs with the same amount of work.
 
     Attributes:
-        title: Which run, or how many.
-        parts: In order.
+        title: The name of the run.
+        parts: What is done, in order.
         facts: How benchmarks are asked, what is cut, memory, download: a sentence each.
         rates: Where the time comes from; empty where it is not known.
-        n_equal: How many jobs of a sweep do the same.
+        n_equal: How many runs of the command do this; the answers of the base serve all of them.
         on_cpu: Whether it runs on a CPU.
     """
 
@@ -62,12 +64,12 @@ class RunPlan:
 
     @property
     def seconds(self) -> float:
-        """How long all parts take; nan: not known."""
+        """How long all parts of all runs take; nan where the time of a part is not known."""
         return self._add_times(self.parts)
 
     @property
     def known_seconds(self) -> float:
-        """How long those parts take whose time is known."""
+        """How long those parts of all runs take whose time is known."""
         return self._add_times([planned for planned in self.parts if isfinite(planned.seconds)])
 
     def _add_times(self, parts: Sequence[PlannedPart]) -> float:
@@ -84,12 +86,13 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
         plans: The plans of the runs that are left to do.
         n_finished: How many runs of the command are finished already.
     """
-    verb = "is" if n_finished == 1 else "are"
-    finished = f" {pluralize(n_finished, 'run')} {verb} in the record already."
-    done = finished if n_finished else ""
+    done = ""  # the last sentence, with a space before it
+    if n_finished:
+        verb = "is" if n_finished == 1 else "are"
+        done = f" {pluralize(n_finished, 'run')} {verb} in the record already."
     if not plans:
         return f"Nothing is left to do.{done}"
-    seconds = sum(plan.seconds for plan in plans)
+    seconds = sum(plan.seconds for plan in plans)  # nan if a part's time is not known
     bases = [planned for plan in plans for planned in plan.parts if planned.part == "base"]
     has_all_answers = bases and all(planned.is_recorded for planned in bases)
     base = ". The base model's answers are in the record already" if has_all_answers else ""
@@ -109,7 +112,10 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
 
 
 def plan_table(plan: RunPlan) -> Table:
-    """Show the parts of a plan: what is done, how many tokens it takes, and how long."""
+    """Show the parts of a plan, a row each: what is done, how many tokens it takes, and how long.
+
+    An unknown time is a question mark.
+    """
     rows = []
     for planned in plan.parts:
         cost = planned.cost
@@ -117,28 +123,31 @@ def plan_table(plan: RunPlan) -> Table:
         tokens = f"{_format_tokens(cost.prompt_tokens)}{written}" if cost.prompt_tokens else ""
         if planned.is_recorded:
             time = "recorded"
+        elif planned.is_shared:
+            time = "as above"
         else:
-            time = "as above" if planned.is_shared else _format_seconds(cost.seconds)
+            time = format_duration(cost.seconds) if isfinite(cost.seconds) else "?"
         cells = {
             Column("part"): Cell(planned.part),
-            Column("what", is_name=True): Cell(cost.name),
+            Column("what", is_name=True): Cell(cost.name),  # the benchmark; empty for a training
             Column("how much"): Cell(planned.text),
             Column("tokens read + written", is_number=True): Cell(tokens),
             Column("time", is_number=True): Cell(time),
         }
         rows.append(Row(cells))
-    title = f"{plan.title}{f', for each of {plan.n_equal} runs' if plan.n_equal > 1 else ''}"
-    return Table(title, rows)
+    suffix = f", for each of {plan.n_equal} runs" if plan.n_equal > 1 else ""
+    return Table(f"{plan.title}{suffix}", rows)
 
 
 def describe_plan(plan: RunPlan) -> Iterator[str]:
-    """Say what a plan's table does not."""
+    """Say what a plan's table does not: its facts, where its times come from, how to shorten it."""
     yield from plan.facts
     if plan.rates:
         yield f"Times: {plan.rates}."
     if plan.seconds > _LONG or plan.on_cpu:
-        advice = sorted(_shorten(plan), key=itemgetter(1), reverse=True)
-        named = [f"{text} (−{format_duration(saved)})" for text, saved in advice[:_MOST_ADVICE]]
+        settings = sorted(_shorten(plan), key=itemgetter(1), reverse=True)  # by the seconds saved
+        best = settings[:_MOST_ADVICE]
+        named = [f"{setting} (−{format_duration(saved)})" for setting, saved in best]
         if named:
             yield f"To shorten the run: {', '.join(named)}"
 
@@ -146,32 +155,30 @@ def describe_plan(plan: RunPlan) -> Iterator[str]:
 def _shorten(plan: RunPlan) -> Iterator[tuple[str, float]]:
     """Yield settings that ask fewer questions or take fewer steps, and the seconds they save.
 
-    Parts of equal work, such as a benchmark that both models are asked, have the same setting.
+    A benchmark has one setting, whichever models are asked. So the seconds of all its parts are
+    added, as far as they are known.
     """
-    equal_parts: dict[tuple[str, Work], list[PlannedPart]] = {}
+    parts_by_name: dict[str, list[PlannedPart]] = {}  # by benchmark; "" holds the training
     for planned in plan.parts:
-        equal_parts.setdefault((planned.cost.name, planned.cost.work), []).append(planned)
-    for (name, _), parts in equal_parts.items():
-        cost = parts[0].cost
-        seconds = sum(planned.seconds for planned in parts)
-        if not isfinite(seconds) or seconds < 1 or cost.work is Work.other:
+        if planned.cost.work is not Work.other:
+            parts_by_name.setdefault(planned.cost.name, []).append(planned)
+    for name, parts in parts_by_name.items():
+        cost = parts[0].cost  # every model is asked as many questions
+        seconds = sum(planned.seconds for planned in parts if isfinite(planned.seconds))
+        if seconds < 1:
             continue
         if cost.work is Work.steps:
             fewer = max(1, cost.n // 2)
             yield f"train.max_steps={fewer}", seconds * (1 - fewer / cost.n)
         elif cost.n > _ENOUGH:
-            n_tasks = parts[0].n_tasks
+            n_tasks = max(planned.n_tasks for planned in parts)
             limit = max(1, _ENOUGH // n_tasks)  # it holds for each task
             saved_share = 1 - limit * n_tasks / cost.n
             yield f"benchmark.{name}.limit={limit}", seconds * saved_share
 
 
-def _format_seconds(seconds: float) -> str:
-    return format_duration(seconds) if isfinite(seconds) else "?"
-
-
 def _format_tokens(n: float) -> str:
-    """Write a number of tokens in three digits.
+    """Write a number of tokens in few digits, in thousands or millions.
 
     >>> [_format_tokens(n) for n in (950, 41_230, 2_500_000)]
     ['950', '41k', '2.5M']

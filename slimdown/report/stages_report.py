@@ -29,22 +29,25 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
     """Show the stages of each benchmark, a row each: the score, and the change that led to it.
 
     Args:
-        stages: What is shown.
+        stages: A chain, or several models that are compared with one base.
         title: What stands above the table.
-        gate: The budgets of the whole chain; None if it has none.
+        gate: The budgets of the whole chain and of its stages; None if there are none.
 
     Returns:
-        The table. Its records name the two stages of each change; they hold shares of 1.
+        The table. Its first line is the outcome of the gate, or what was lost at which stage. Its
+        records name the two stages of each change; they hold shares of 1.
     """
+    # A console leaves secondary rows out: of many benchmarks it shows only those that changed.
     unchanged = [] if len(stages.benchmarks) <= _FEW else _find_unchanged(stages)
-    rows = name_levels(
-        replace(row, is_secondary=name in unchanged)
-        for name in stages.benchmarks
-        for row in _show_benchmark(stages, name)
-    )
+    rows = list[Row]()
+    for name in stages.benchmarks:
+        for row in _show_benchmark(stages, name):
+            rows.append(replace(row, is_secondary=name in unchanged))
+    rows = name_levels(rows)  # their headings name the intervals' level
     n_steps = len(stages.reported)
     changes = stages.steps[0].findings.benchmarks.values()
     n_benchmarks = sum(change.verdict is not None for change in changes)  # others are watched
+    # Without a whole, each model is compared with the first; so is the only step of two stages.
     against = "the stage before" if stages.whole else stages.steps[0].before
     legend = (
         f"Changes are relative to {against}, in percentage points, with confidence intervals of at "
@@ -55,7 +58,7 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
     notes = list(_describe_asking(stages))
     if unchanged:
         notes.insert(0, f"{pluralize(len(unchanged), 'more benchmark')}: no change is significant.")
-    if gate:
+    if gate:  # its outcome is the first line, so the losses are notes
         return add_outcome(Table(title, rows, legend, (*losses, *notes)), gate)
     summary = " ".join(losses)
     facts = {"summary": summary}
@@ -63,17 +66,21 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
 
 
 def _find_unchanged(stages: StageFindings) -> list[str]:
-    """Find the benchmarks that neither a step nor the whole is shown to have changed."""
-    shown = (Verdict.forgotten, Verdict.improved)
-    return [
-        name
-        for name in stages.benchmarks
-        if not any(change.verdict in shown for _, change in stages.list_changes(name))
-    ]
+    """Find the benchmarks without a significant change, in any step or in the whole."""
+    unchanged = []
+    for name in stages.benchmarks:
+        verdicts = {change.verdict for _, change in stages.list_changes(name)}
+        if not verdicts & {Verdict.forgotten, Verdict.improved}:
+            unchanged.append(name)
+    return unchanged
 
 
 def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
-    """Yield a benchmark's row of the first stage, a row for each step, and one for the whole."""
+    """Yield a benchmark's row of the first stage, a row for each step, and one for the whole.
+
+    A step's row shows the score of its later stage, and the change that led to it. The row of the
+    whole shows the change alone: the row above it has the score of the last stage.
+    """
     changes = stages.list_changes(name)
     first_step, first = changes[0]
     identity = {"benchmark": name, "role": first.role.value}
@@ -83,12 +90,12 @@ def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
     yield Row({**shared, **start, _SCORE: _show_score(first.primary.base.value)})
     for step, change in changes:
         is_whole = step is stages.whole
-        shown = change.shown_change
+        shown = change.shown_change  # with the interval that agrees with the verdict
         values: dict[str, Any] = {"stage": step.after, "n": change.n, "before": step.before}
         values |= {"is_whole": is_whole, "change": shown.value}
         values |= {"shown_low": shown.low, "shown_high": shown.high, "p_value": change.p_value}
         cells = {_STAGE: Cell("in total" if is_whole else redact_leaf(step.after), values=values)}
-        cells[_COUNT] = Cell()
+        cells[_COUNT] = Cell()  # the first row counts the questions
         cells[_SCORE] = _show_score(change.primary.tuned.value, is_shown=not is_whole)
         cells[_CHANGE] = Cell(*format_points(shown), sort_key=shown.value)
         verdict = change.verdict and change.verdict.value  # None: it is watched
@@ -97,15 +104,20 @@ def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
 
 
 def _show_score(score: float, is_shown: bool = True) -> Cell:
+    """Show a score in percent; if it is not shown, programs still get it."""
     return Cell(format_number(100 * score) if is_shown else "", values={"score": score})
 
 
 def _describe_asking(stages: StageFindings) -> Iterator[str]:
-    """Give the bits per byte of texts, and say which stages were asked differently."""
+    """Give the bits per byte of texts, and say which questions were asked, and how.
+
+    A sentence names the part of the questions, where not all were asked, and one each step whose
+    two stages were asked differently.
+    """
     for name in stages.benchmarks:
-        changes = stages.list_changes(name)[: len(stages.steps)]  # without the change in total
-        bits = [trait for _, change in changes if (trait := change.find_trait(BITS))]
-        if len(bits) == len(changes):  # only benchmarks of texts have them
+        traits = [step.findings.benchmarks[name].find_trait(BITS) for step in stages.steps]
+        bits = [trait for trait in traits if trait]
+        if len(bits) == len(stages.steps):  # only benchmarks of texts have them
             parts = [f"{stages.steps[0].before} {format_number(bits[0].base, '.3f')}"]
             for step, trait in zip(stages.steps, bits, strict=True):
                 parts.append(f"{step.after} {format_number(trait.tuned, '.3f')}")
@@ -123,22 +135,32 @@ def _describe_asking(stages: StageFindings) -> Iterator[str]:
 
 
 def describe_losses(stages: StageFindings) -> Iterator[str]:
-    """Say at which stage each benchmark fell."""
+    """Say at which stages each benchmark fell significantly, or that no loss is significant."""
+    has_losses = False
     for name in stages.benchmarks:
         parts = []
         for step in stages.find_losses(name):
             shown = step.findings.benchmarks[name].shown_change
             parts.append(f"{redact_leaf(step.after)} ({' '.join(format_points(shown))})")
         if parts:
+            has_losses = True
             yield f"{name} fell at stage {', '.join(parts)}."
-    if not any(map(stages.find_losses, stages.benchmarks)):
+    if not has_losses:
         yield (
             "No loss is significant. The confidence intervals show how large a loss could still be."
         )
 
 
 def served_table(findings: Findings) -> Table | None:
-    """Show what a tuned model lost by its weights and by how it is served; None: it is alike."""
+    """Show what a tuned model lost by its weights, and what by the way in which it is served.
+
+    Args:
+        findings: With all answers, see `judge_served`.
+
+    Returns:
+        The table, with a note on each way in which it is served otherwise than the base. None if it
+        is served as the base is.
+    """
     stages = judge_served(findings)
     if stages is None:
         return None
@@ -156,13 +178,13 @@ def render_stages_page(table: Table, stages: StageFindings, command: str) -> str
 
     Args:
         table: The table from `stages_table`.
-        stages: What the waterfalls show.
+        stages: What the waterfalls show. Without a whole there are no waterfalls.
         command: What made the page, such as "verdict --chain".
     """
-    from slimdown.report.figures import PHONE_WIDTH, draw_waterfalls  # matplotlib
+    from slimdown.report.figures import PHONE_WIDTH, draw_waterfalls  # matplotlib: half a second
 
     figures: Sequence[Any] = ()
-    if stages.whole:  # only steps of a chain add up
+    if stages.whole:  # only the steps of a chain add up to a change that a waterfall shows
         caption = (
             "Each bar shows how much one stage changed the score, with its confidence interval. "
             "The steps add up to the whole change."

@@ -38,9 +38,12 @@ from slimdown.report.formatting import (
 )
 from slimdown.report.verdict_styles import find_style
 
-# Between a cell's text and its interval, and before its verdict: on one line, or on several.
-_SEPARATORS = ("  ", " \n", "\n\n")
-PLAIN_WIDTH = 80  # of a file or a pipe; more where a table needs it
+# Two characters each: what stands before a cell's interval, and what before its verdict. A cell has
+# one line, a second line for its verdict, or a line for each of its parts.
+_ONE_LINE = "  "
+_SEPARATORS = (_ONE_LINE, " \n", "\n\n")
+_LONG_TEXT = 40  # characters; columns with longer texts break them
+PLAIN_WIDTH = 80  # characters in a line of a file or a pipe; more where a table needs it
 
 
 class Place(StrEnum):
@@ -81,10 +84,10 @@ class Cell:
     """One cell: its parts for people, its values by name for programs."""
 
     text: str = ""
-    interval: str = ""  # or a standard error
-    detail: str = ""
+    interval: str = ""  # in brackets
+    detail: str = ""  # a few more words, in a line of their own
     verdict: str = ""
-    correction: str = ""  # what remains of the verdict in a table of many
+    correction: str = ""  # behind the verdict: what is left of it in a table of many runs
     sort_key: float | str | None = None  # None: last
     values: Mapping[str, Any] = field(default_factory=dict)
     sign: str = ""  # a verdict of which only the sign is shown
@@ -99,10 +102,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """Cells by column."""
+    """Cells by column, in the order of the columns."""
 
     cells: dict[Column, Cell]
-    is_secondary: bool = False  # belongs to the row above; left out on a console
+    is_secondary: bool = False  # a detail, such as a further metric; a console leaves it out
 
     def __getitem__(self, column: Column) -> Cell:
         """Return the cell of a column, an empty one where the row has none."""
@@ -111,21 +114,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, notes, rows, and a legend; above them the outcome of a gate, where there is one."""
+    """A title, rows, and below them notes and a legend; above all the outcome, if there is one."""
 
     title: str
     rows: Sequence[Row]
-    legend: str = ""
-    notes: tuple[str, ...] = ()
-    outcome: str = ""  # a line that comes first
-    facts: Mapping[str, Any] = field(default_factory=dict)  # of the outcome, for programs
+    legend: str = ""  # how to read it
+    notes: tuple[str, ...] = ()  # sentences
+    outcome: str = ""  # a line that comes first, such as whether a gate has passed
+    facts: Mapping[str, Any] = field(default_factory=dict)  # the outcome for programs, by name
 
     @cached_property
     def columns(self) -> list[Column]:
         """The columns in which any row has something to read, in their order."""
-        cells = [pair for row in self.rows for pair in row.cells.items()]
-        columns, filled = dict.fromkeys(c for c, _ in cells), {c for c, cell in cells if str(cell)}
-        return [column for column in columns if column in filled]
+        columns = dict.fromkeys(column for row in self.rows for column in row.cells)  # each once
+        return [column for column in columns if any(str(row[column]) for row in self.rows)]
 
     @property
     def brief(self) -> "Table":
@@ -145,16 +147,23 @@ class Table:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """One record for each row; every record has every name, in the same order."""
-        cells = [[c for k, c in row.cells.items() if Place.json in k.places] for row in self.rows]
-        names = {name: None for row in cells for cell in row for name in cell.values}
-        records = []
-        for row in cells:
-            pairs = [pair for cell in row for pair in cell.values.items()]
-            # JSON has no word for numbers that are not finite
-            finite = {k: v for k, v in pairs if not isinstance(v, float) or isfinite(v)}
-            records.append(names | finite)
-        return records
+        """One record for each row; every record has every name, in the same order.
+
+        A value that a row lacks, or that is no finite number, is None.
+        """
+        unknown: dict[str, None] = {}  # every name, in order
+        known_values = []  # of each row
+        for row in self.rows:
+            known: dict[str, Any] = {}
+            for column, cell in row.cells.items():
+                if Place.json not in column.places:
+                    continue
+                for name, value in cell.values.items():
+                    unknown[name] = None
+                    if not isinstance(value, float) or isfinite(value):  # JSON has no nan
+                        known[name] = value
+            known_values.append(known)
+        return [unknown | known for known in known_values]
 
 
 def make_table(
@@ -163,13 +172,15 @@ def make_table(
     formats: Mapping[str, Callable[[Any], str]] | None = None,
     legend: str = "",
 ) -> Table:
-    """Make a table of plain records; numbers are aligned to the right.
+    """Make a table of plain records, with a column for each name of the first record.
+
+    Numbers are aligned to the right, and columns with long texts break them.
 
     Args:
         title: What stands above it.
-        records: One for each row, all with the same names. None and nan are unknown. A value may
-            be a `Cell`.
-        formats: By name, the function that formats a value.
+        records: One for each row, all with the same names. None and nan are unknown: their cells
+            show a dash. A value may be a `Cell`, which is shown as it is.
+        formats: By name, the function that formats a known value; others have `format_value`.
         legend: What stands below it.
     """
 
@@ -185,9 +196,9 @@ def make_table(
     for name in records[0] if records else ():
         cells = [make_cell(name, record[name]) for record in records]
         is_number = any(isinstance(cell.sort_key, int | float) for cell in cells)
-        is_long = any(len(f"{cell.text}{cell.detail}") > 40 for cell in cells)
+        is_long = any(len(f"{cell.text}{cell.detail}") > _LONG_TEXT for cell in cells)
         heading = name.replace("_", " ")
-        column = Column(heading, is_number=is_number, max_width=40 if is_long else None)
+        column = Column(heading, is_number=is_number, max_width=_LONG_TEXT if is_long else None)
         for row, cell in zip(rows, cells, strict=True):
             row[column] = cell
     return Table(title, list(map(Row, rows)), legend)
@@ -197,14 +208,20 @@ def runs_table(records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
     """Show one run or job in each row, with the beginning of its id.
 
     Args:
-        records: One for each row; each has a `run_id`.
+        records: One for each row, as for `make_table`; each has a `run_id`.
         legend: What stands below the table.
     """
     return make_table("", records, {"run_id": lambda run_id: run_id[:8]}, legend)
 
 
 def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
-    """Show what became of each job of a sweep; each record has a `run_id` and a `state`."""
+    """Show what became of each job of a sweep.
+
+    Args:
+        jobs: One record for each job, as for `make_table`; each has a `run_id` and a `state`, such
+            as "finished".
+        notes: Sentences that follow the numbers of jobs below the table.
+    """
     counts = Counter(job["state"] for job in jobs)
     states = ", ".join(f"{n} {state}" for state, n in counts.items())
     return runs_table(jobs, f"{pluralize(len(jobs), 'job')}: {states}. {notes}".strip())
@@ -215,7 +232,8 @@ def write_table(table: Table, format: str) -> str:
 
     Args:
         table: The table.
-        format: "table" is plain text, "html" a fragment with its own style that loads nothing.
+        format: "table" is plain text, with the columns and rows of a console. "html" is a fragment
+            with its own style that loads nothing. "json" and "csv" hold the table's records.
 
     Returns:
         The text, which ends with a line feed.
@@ -236,6 +254,7 @@ def write_table(table: Table, format: str) -> str:
     if format == "json":
         content = {**table.facts, "title": table.title, "notes": table.notes, "rows": table.records}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # Only "csv" is left.
     writer = csv.DictWriter(out, list(table.records[0]) if table.rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(table.records)
@@ -250,21 +269,24 @@ def print_table(table: Table, console: Console, fits: bool = False) -> None:
 
     Args:
         table: The table.
-        console: Where it is printed. A pipe or a file is as wide as the table needs.
-        fits: Whether a pipe or a file is no wider than `console` says.
+        console: Where it is printed. If it is a pipe or a file, it is made as wide as the table
+            needs.
+        fits: True keeps the width of a pipe or a file, too, so that the table has to fit it.
     """
     for heading in filter(None, (table.outcome, table.title)):
+        # Programs read pipes and files line by line, so these keep the heading on one line.
         console.print(Text(visible(heading)), style="bold", soft_wrap=not console.is_terminal)
     if not (console.is_terminal or fits):
-        measured = _measure(_lay_out(table, _SEPARATORS[0]), console)
+        measured = _measure(_lay_out(table, _ONE_LINE), console)
         console.width = max(console.width, measured.maximum)
     rich_table, left_out = _fit(table, console)
     if rich_table:
         console.print("", rich_table, "", sep="\n")
-    else:
+    else:  # no layout fits: each cell gets a line
         for row in table.rows:
             for column in table.columns:
-                if (text := _style_cell(row[column], "  ")) and text.plain != EMPTY:
+                text = _style_cell(row[column], _ONE_LINE)
+                if text and text.plain != EMPTY:
                     console.print(Text(f"{visible(column.heading)}: ").append(text))
             console.print()
     if left_out:
@@ -287,11 +309,11 @@ def _fit(table: Table, console: Console) -> tuple[RichTable | None, list[Column]
     """
     left_out = list[Column]()
     while True:
-        for separators in _SEPARATORS:
+        for separators in _SEPARATORS:  # each makes the table narrower, and its rows higher
             rich_table = _lay_out(table, separators)
-            surplus = _measure(rich_table, console).minimum - console.width
-            if surplus > 0:
-                rich_table = _lay_out(_cut_names(table, surplus), separators)
+            n_too_many = _measure(rich_table, console).minimum - console.width
+            if n_too_many > 0:
+                rich_table = _lay_out(_cut_names(table, n_too_many), separators)
             if _measure(rich_table, console).minimum <= console.width:
                 return rich_table, left_out
         ranked = [column for column in table.columns if column.leave_out_rank]
@@ -303,21 +325,22 @@ def _fit(table: Table, console: Console) -> tuple[RichTable | None, list[Column]
 
 
 def _measure(rich_table: RichTable, console: Console) -> Measurement:
-    """Measure how wide a table is at least, and if no text breaks."""
-    return Measurement.get(console, console.options.update(width=10_000), rich_table)
+    """Measure how wide a table is at least (`minimum`), and if no text breaks (`maximum`)."""
+    wide = console.options.update(width=10_000)  # rich cuts both numbers to this width
+    return Measurement.get(console, wide, rich_table)
 
 
 def _cut_names(table: Table, surplus: int) -> Table:
     """Cut the names of each column of names, so that it is narrower by `surplus` characters.
 
-    A column stays wider if its names would be shorter than `SHORTEST_NAME`.
+    But no column becomes narrower than `SHORTEST_NAME` characters.
     """
-    longest = {
-        column: max(cell_len(column.heading), *(cell_len(str(row[column])) for row in table.rows))
-        for column in table.columns
-        if column.is_name
-    }
-    room = {column: max(SHORTEST_NAME, n - surplus) for column, n in longest.items()}
+    room: dict[Column, int] = {}  # characters that a column of names has
+    for column in table.columns:
+        if column.is_name:
+            texts = [column.heading, *(str(row[column]) for row in table.rows)]
+            longest = max(map(cell_len, texts))
+            room[column] = max(SHORTEST_NAME, longest - surplus)
     rows = []
     for row in table.rows:
         cells = {}
@@ -335,7 +358,11 @@ def _lay_out(table: Table, separators: str) -> RichTable:
     """Lay out a table for the console.
 
     A column with a `max_width` may break its text between words. Other columns, such as those of
-    names, numbers and verdicts, never break theirs. `separators` join the parts of a cell.
+    names, numbers and verdicts, never break theirs.
+
+    Args:
+        table: The table.
+        separators: What joins the parts of a cell, one of `_SEPARATORS`.
     """
     plain: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
     rich_table = RichTable(**plain, padding=(0, 1, 0, 0))
@@ -346,6 +373,7 @@ def _lay_out(table: Table, separators: str) -> RichTable:
         heading = Text(visible(column.heading))
         may_break = column.max_width is not None
         contents = [heading.plain, *(row[i].plain for row in rows)]
+        # What never breaks: a word where the text may break, and otherwise a whole line.
         parts = [content.split() if may_break else content.splitlines() for content in contents]
         longest = max(map(cell_len, chain.from_iterable(parts)), default=0)
         rich_table.add_column(
@@ -361,7 +389,12 @@ def _lay_out(table: Table, separators: str) -> RichTable:
 
 
 def _style_cell(cell: Cell, separators: str) -> Text:
-    """Style a cell; the two separators stand before its interval and before its verdict."""
+    """Join the parts of a cell as colored text, all of them made visible.
+
+    Args:
+        cell: The cell.
+        separators: Two characters: before the interval, and before the verdict.
+    """
     interval_separator, verdict_separator = separators[0], separators[1]
     parts = (visible(cell.text), visible(cell.interval))
     text = Text(interval_separator.join(filter(None, parts)))
@@ -379,6 +412,8 @@ def _style_cell(cell: Cell, separators: str) -> Text:
 
 
 def _write_markdown(table: Table) -> str:
+    """Write outcome, title, rows, notes and legend as Markdown, so far as there are any."""
+
     def write_line(cells: list[str]) -> str:
         return "| " + " | ".join(map(escape_markdown, cells)) + " |"
 

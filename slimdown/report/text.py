@@ -35,8 +35,10 @@ from slimdown.training.result import TrainingResult
 _SERVED_DIFFERENTLY = "The tuned model is served differently"
 _MOST_NAMED = 6  # benchmarks that a sentence on the console names
 _MOST_CUT = 0.2  # of answers that ended at the limit of tokens; above, the console warns
+_SMALLEST_CAUSE = 0.01  # of the lost answers; causes with a smaller share are not named
 FEWEST_RIGHT = 5  # of the base's answers; of fewer no forgetting rate is shown
 FEWEST_TO_TELL = 20  # questions; fewer get no number of those that would decide
+# By the name in the findings: the name that people read, and what it means.
 CAUSES = {
     "other_format": ("other format", "another filter still finds the right answer"),
     "empty": ("empty", "the model wrote nothing"),
@@ -46,7 +48,7 @@ CAUSES = {
     "clearly_behind": ("clearly behind", "another choice leads by 0.1 nats or more"),
 }
 OUTCOMES = {Outcome.within: "PASSED", Outcome.beyond: "FAILED", Outcome.undecided: "CANNOT TELL"}
-# The steps that lessen the loss of a model that another tool trained
+# The steps that lessen the loss of a model that another tool trained, or whose weights are not here
 ADVICE_ON_LOGS = "slimdown run tuned=ADAPTER 'benchmark=[...]', then slimdown scale RUN"
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 HOW_TO_CONFIRM = (
@@ -64,7 +66,7 @@ COMPARISON_LEGEND = (
 
 
 def describe_losses(training: TrainingResult) -> str:
-    """Format the validation loss before and after."""
+    """Format the validation loss before and after the training, in nats per token."""
     losses = training.validation_loss_before, training.validation_loss_after
     return " → ".join(format_number(loss, ".3f") for loss in losses)
 
@@ -82,97 +84,120 @@ def shorten_metric(metric: str, benchmark: BenchmarkChange) -> str:
 
 
 def is_rate_shown(benchmark: BenchmarkChange) -> bool:
-    """Whether the base had enough answers right for a share of them to say anything.
+    """Whether the base had enough answers right for a forgetting rate to say anything.
 
-    The interval does not decide it: of rates that were chosen by their intervals more would miss.
+    How narrow the rate's interval is must not decide this. Of intervals that are shown only because
+    they are narrow, more than 5 % would miss the true rate.
     """
     return benchmark.n * benchmark.primary.base.value >= FEWEST_RIGHT
 
 
 def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
-    """Format the paper's metric with its standard error, and its interval; "" for no metric."""
+    """Format the paper's metric of a benchmark.
+
+    Returns:
+        The metric with its standard error, such as "ΔA +0.4 ±0.7", and its interval in brackets.
+        Both are empty for a benchmark without such a metric, or without enough right answers.
+    """
     estimate: Estimate | None = benchmark.paper_value
     if benchmark.paper_metric is None or estimate is None:
         return "", ""
-    if isnan(estimate.value):
+    if isnan(estimate.value):  # a forgetting rate divides by the base's score
         return "undefined, the base scores 0", ""
     if benchmark.paper_metric is PaperMetric.forgetting_rate:
         value, interval = format_percent(estimate)
         return (f"FR {value}", interval) if is_rate_shown(benchmark) else ("", "")
     if benchmark.paper_metric is PaperMetric.knowledge_loss:
-        spec, sign, unit = ".1f", "ΔK", " lost"
-    else:
-        spec, sign, unit = "+.1f", "ΔA", ""
+        spec, symbol, unit = ".1f", "ΔK", " lost"  # a loss is above 0
+    else:  # ability augmentation, where a gain is above 0
+        spec, symbol, unit = "+.1f", "ΔA", ""
     error = estimate.standard_error
     plus_minus = "" if isnan(error) else f" ±{format_number(error)}"
     interval = formatting.format_interval(estimate.low, estimate.high, spec)
-    return f"{sign} {format_number(estimate.value, spec)}{unit}{plus_minus}", interval
+    return f"{symbol} {format_number(estimate.value, spec)}{unit}{plus_minus}", interval
 
 
 def summarize(findings: Findings) -> Iterator[str]:
-    """Write one sentence for each verdict, and one for each undecided benchmark."""
+    """Write a sentence for each verdict with its benchmarks, and for each undecided benchmark."""
     for verdict in ("improved", "forgotten", "retained"):
         chosen = {n: b for n, b in findings.benchmarks.items() if b.verdict == verdict}
-        changes = ", ".join(f"{name} ({_describe_change(b)})" for name, b in chosen.items())
+        if not chosen:
+            continue
+        sentence = f"{verdict.capitalize()}: {_list_changes(chosen)}."
         if verdict == "retained":
             margins = sorted({100 * benchmark.margin for benchmark in chosen.values()})
             points = " or ".join(f"{margin:g}" for margin in margins)
-            changes += f". A change of {points} points or more is ruled out"
-        if chosen:
-            yield f"{verdict.capitalize()}: {changes}."
+            sentence += f" A change of {points} points or more is ruled out."
+        yield sentence
     watched = {n: b for n, b in findings.benchmarks.items() if b.role is Role.watched}
-    if changes := ", ".join(f"{name} ({_describe_change(b)})" for name, b in watched.items()):
-        yield f"Watched, without a verdict: {changes}."
+    if watched:
+        yield f"Watched, without a verdict: {_list_changes(watched)}."
     yield from explain_undecided(findings)
 
 
+def _list_changes(benchmarks: Mapping[str, BenchmarkChange]) -> str:
+    return ", ".join(f"{name} ({_describe_change(b)})" for name, b in benchmarks.items())
+
+
 def explain_undecided(findings: Findings) -> Iterator[str]:
-    """For each undecided benchmark, say what its questions show and how many would decide."""
+    """For each undecided benchmark, say what its questions show and how many would decide.
+
+    Benchmarks that were not measured, because thinking did not end, are left to `list_doubts`.
+    """
     for name, benchmark in findings.benchmarks.items():
-        if benchmark.verdict == "undecided" and benchmark.is_measured:
-            questions = pluralize(benchmark.n, "question")
-            smallest = benchmark.minimum_detectable_change
+        if benchmark.verdict != "undecided" or not benchmark.is_measured:
+            continue
+        questions = pluralize(benchmark.n, "question")
+        smallest = benchmark.minimum_detectable_change
+        if benchmark.has_nothing_to_lose:
+            reason = (
+                "Neither model answered a question correctly, so nothing could be lost. More "
+                "questions would not help."
+            )
+        elif benchmark.n < FEWEST_TO_TELL or isnan(smallest):
+            reason = f"{questions} are too few for a verdict. Ask at least {FEWEST_TO_TELL}."
+        else:
             points = f"{100 * smallest:.1f} points"
             reason = f"{questions} detect a change of {points} in 80 % of cases (power)."
-            if benchmark.has_nothing_to_lose:
-                reason = (
-                    "Neither model answered a question correctly, so nothing could be lost. More "
-                    "questions would not help."
-                )
-            elif benchmark.n < FEWEST_TO_TELL or isnan(smallest):
-                reason = f"{questions} are too few for a verdict. Ask at least {FEWEST_TO_TELL}."
-            elif needed := benchmark.n_to_decide:
+            if needed := benchmark.n_to_decide:
                 reason += (
                     f" About {needed:,} would be enough for a verdict if the change stays as large "
                     "as measured."
                 )
-            yield f"Undecided: {name}. {reason}"
+        yield f"Undecided: {name}. {reason}"
 
 
 def describe_outcome(gate: Gate) -> str:
     """Write the line that comes first: the outcome of a gate, and the loss that decides it."""
-    word, outcome = OUTCOMES[gate.outcome], overall_outcome(gate.checks)
+    word = OUTCOMES[gate.outcome]
+    outcome = overall_outcome(gate.checks)  # without the mean of the retained benchmarks
     if gate.mean and gate.is_worse and outcome is not Outcome.beyond:
+        # Only the mean makes the gate fail: no single budget is exceeded.
         least = f"at least {-100 * gate.mean.high:.1f} points"
         return f"{word}: the retained benchmarks lost {least} on average, and may lose nothing."
     deciding = [check for check in gate.checks if check.outcome is outcome]
     counts = ""
     if len(gate.checks) > 1:
+        # A gate passes only if all budgets do, so "2 of 2" would say nothing new.
         share = f"{len(deciding):,} of " if outcome is not Outcome.within else ""
         counts = f" ({share}{len(gate.checks):,} budgets)"
+    # The loss that is furthest beyond its budget, or nearest to it if all are within.
     worst = min(deciding, key=lambda check: check.bound + check.budget)
     return f"{word}{counts}: {_describe_loss(worst)}."
 
 
 def _describe_loss(check: BudgetCheck) -> str:
-    """Say how much a benchmark lost at most, or at least, and what its budget is."""
+    """Say how much a benchmark lost at most, or at least, and what its budget is.
+
+    Where these numbers do not explain the outcome, the reason of the check stands instead.
+    """
     name = check.benchmark
     budget = f"{100 * check.budget:.3g}"
-    loss = -check.bound
+    loss = -check.bound  # the least loss if the outcome is FAILED, else the largest one
     change = check.change
-    is_within = check.outcome is Outcome.undecided and loss <= check.budget
-    if is_within or change.has_no_right_answer or not change.is_measured:
-        # The bound does not explain the outcome, but the reason does.
+    # It may be undecided anyway: then the budget is a share of a base score that may be 0.
+    seems_within = check.outcome is Outcome.undecided and loss <= check.budget
+    if seems_within or change.has_no_right_answer or not change.is_measured:
         return f"{name}: {check.reason}"
     # Take as many decimals as tell the loss from its budget.
     points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
@@ -193,14 +218,16 @@ def summarize_briefly(
 
     Args:
         findings: What the table shows.
-        gate: The budgets. With them, undecided are the benchmarks whose budget is undecided.
+        gate: The budgets. If there are any, a benchmark counts as undecided if its budget is, and
+            a loss as significant if it makes the gate fail. None: the verdicts count.
         advice: The step that lessens a loss; it is left out if no loss is significant.
-        most: The number of sentences; only the least important ones are left out for it.
+        most: The number of sentences. To keep to it, only the less important ones are left out, so
+            there may be more.
     """
     is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
     if gate:
         is_lost = gate.outcome is Outcome.beyond
-    first = [
+    first = [  # these sentences and the last one are never left out
         *_name_not_run(findings),
         *describe_cut_answers(findings),
         *describe_largest_loss(findings),
@@ -247,15 +274,15 @@ def advise(
     keeps: bool,
     gate: Gate | None = None,
 ) -> str:
-    """Name the one step that lessens a run's loss.
+    """Name the one step that lessens a run's loss: a command, or what to do.
 
     Args:
-        run_id: The record's id.
+        run_id: The run's id in the record.
         findings: What the run lost.
         can_scale: Whether `slimdown scale` can shrink the effect of what was trained.
         trains: Whether the run trained the model, and did not only measure it.
         keeps: Whether the run had a mitigation.
-        gate: The budgets, of which the smallest counts; if there are none, 2 points do.
+        gate: The budgets, of which the smallest counts. None: the budget is 2 points.
     """
     budget = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
     budgets = [budget]
@@ -266,11 +293,14 @@ def advise(
         is_raised = provable[0] > budget
         reason = "  # the smallest budget that these questions can prove" if is_raised else ""
         return f"slimdown scale {run_id[:8]} --max-loss {provable[0]:g}{reason}"
+    if not trains and provable:  # the model cannot be scaled, for example behind a server
+        return ADVICE_ON_LOGS
     if not trains:
         return (
             "ask more questions. These are too few to prove that a loss is at most "
             f"{100 * budgets[-1]:.3g} points."
         )
+    # `advise_mitigation` returns an empty text if no mitigation is advised.
     setting = "train.stop_on_forgetting=true" if keeps else advise_mitigation()
     return f"run the same command with {setting or 'train.stop_on_forgetting=true'}"
 
@@ -284,10 +314,11 @@ def describe_largest_loss(findings: Findings) -> list[str]:
     }
     if not falls:
         return []
-    name = min(falls, key=falls.__getitem__)
+    name = min(falls, key=falls.__getitem__)  # the change that is furthest below 0
     losses = findings.lost_answers[name]
-    causes = sorted((c for c in losses.causes if c.share >= 0.01), key=lambda c: -c.count)
-    if not causes:
+    named = [cause for cause in losses.causes if cause.share >= _SMALLEST_CAUSE]
+    causes = sorted(named, key=lambda cause: -cause.count)
+    if not causes:  # the answers do not tell them
         return []
     counts = ", ".join(f"{cause.count:,} {CAUSES[cause.name][0]}" for cause in causes)
     return [f"Lost in {name} ({pluralize(losses.n_lost, 'answer')}): {counts}."]
@@ -298,11 +329,12 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
 
     Args:
         findings: What was found.
-        gate: The budgets. With them, undecided are the benchmarks whose budget is undecided.
+        gate: The budgets. If there are any, a benchmark counts as undecided if its budget is.
+            None: its verdict counts.
     """
     benchmarks = findings.benchmarks
-    needed = dict[str, int | None]()
-    expected = dict[str, str]()  # the outcomes of budgets
+    needed = dict[str, int | None]()  # questions that would decide; None: cannot be estimated
+    expected = dict[str, str]()  # PASSED or FAILED, what so many would show of the budget
     if gate:
         for check in gate.checks:
             if check.outcome is Outcome.undecided and not check.change.has_no_right_answer:
@@ -314,8 +346,10 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
             for name, benchmark in benchmarks.items()
             if benchmark.verdict == "undecided"
             and not benchmark.has_nothing_to_lose
+            # More questions do not help if the base had none right; `list_doubts` names these.
             and (benchmark.role is not Role.retained or benchmark.primary.base.value)
         }
+    # Thinking that does not end is a doubt, too: it cannot be mended with more questions.
     needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
     few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
     many = {name: n for name, n in needed.items() if name not in few}
@@ -339,8 +373,11 @@ def _say_what_would_decide(
 ) -> str:
     """Say how many questions each undecided benchmark needs.
 
+    For example: "Undecided: a and b. If the changes stay as large as measured, a needs about 244
+    questions and b about 1,800 for a verdict. Each has 200 now."
+
     Args:
-        needed: How many questions would decide, by benchmark; None or 0 if no number would.
+        needed: How many questions would decide, by benchmark; None if that cannot be estimated.
         n_asked: How many questions were asked, by benchmark.
         expected: The outcome of each benchmark's budget if its change stays as large as measured.
             Empty if no budgets but verdicts are undecided.
@@ -360,12 +397,12 @@ def _say_what_would_decide(
         goal = f"for {expected[name]}" if expected else "for a verdict"
         number = f"{n:,} questions instead of {n_asked[name]:,}"
         return f"{opening} About {number} would be enough {goal} {condition}."
-    known.sort(key=lambda pair: pair[1])
+    known.sort(key=lambda pair: pair[1])  # the fewest questions first
     counts = list[str]()
     numbers_asked = set(n_asked.values())
-    has_equal_numbers = len(numbers_asked) == 1
+    has_equal_numbers = len(numbers_asked) == 1  # then the last sentence names the number
     for name, n in known[:_MOST_NAMED]:
-        verb = "" if counts else "needs "  # said once
+        verb = "" if counts else "needs "  # only the first benchmark gets the verb and the unit
         unit = "" if counts else " questions"
         goal = f" for {expected[name]}" if expected else ""
         instead = "" if has_equal_numbers else f" instead of {n_asked[name]:,}"
@@ -385,49 +422,67 @@ def _list_names(names: Sequence[str]) -> str:
 
 def _name_balanced(findings: Findings) -> list[str]:
     """Name the benchmarks that show no change, although answers were lost and gained."""
-    counts = {name: benchmark.primary.counts for name, benchmark in findings.benchmarks.items()}
-    n_lost = {name: c.lost for name, c in counts.items() if c and c.lost == c.gained > 0}
-    if not n_lost:
-        return []
-    named = _list_names([f"{name} ({n:,})" for name, n in n_lost.items()])
-    return [f"As many answers were gained as lost: {named}."]
+    balanced = list[str]()
+    for name, benchmark in findings.benchmarks.items():
+        counts = benchmark.primary.counts  # None where scores are not 0 or 1
+        if counts and counts.lost == counts.gained > 0:
+            balanced.append(f"{name} ({counts.lost:,})")
+    return [f"As many answers were gained as lost: {_list_names(balanced)}."] if balanced else []
 
 
 def _describe_change(benchmark: BenchmarkChange) -> str:
+    """Format the primary change, with the number of questions if these stopped early."""
     points = f"{format_points(benchmark.primary.difference)[0]} points"
     n = formatting.format_count(benchmark.n, benchmark.n_available)
     return f"{points} after {n} questions" if benchmark.is_stopped else points
 
 
 def describe_overall(mean: Estimate) -> str:
-    """Say whether the retained benchmarks are worse together; "worse" is false in 2.5 % at most."""
+    """Say whether the retained benchmarks are worse together.
+
+    If nothing has changed, the chance that it says "worse" is at most 2.5 %.
+
+    Args:
+        mean: The mean change of the retained benchmarks, with its 95 % interval.
+    """
     answer = "worse" if mean.high < 0 else "better" if mean.low > 0 else "undecided"
     change = " ".join(format_points(mean))
     return f"Overall: {answer}. The retained benchmarks changed by {change} points on average."
 
 
 def describe_bits(bits_per_byte: Trait) -> str:
-    """Write the bits per byte of texts before and after, with the change in percent."""
+    """Write the bits per byte of texts before and after, with the change in percent.
+
+    For example: "1.000 → 1.080 (+8.0 % [+6.9, +9.1])". The interval is left out if it is unknown.
+
+    Args:
+        bits_per_byte: The trait `BITS` of a benchmark.
+    """
     base, tuned = bits_per_byte.base, bits_per_byte.tuned
     change = format_number(100 * (tuned / base - 1), "+.1f") if base else "–"
     bits = f"{format_number(base, '.3f')} → {format_number(tuned, '.3f')}"
     if isnan(bits_per_byte.low) or not base:
         return f"{bits} ({change} %)"
+    # The trait has the interval of the change in bits; here it is a share of the base's bits.
     low, high = (100 * end / base for end in (bits_per_byte.low, bits_per_byte.high))
     return f"{bits} ({change} % {formatting.format_interval(low, high, '+.1f')})"
 
 
-def _list_bits(findings: Findings) -> Iterator[str]:
-    texts = {n: bits for n, b in findings.benchmarks.items() if (bits := b.find_trait(BITS))}
-    if described := "; ".join(f"{name} {describe_bits(bits)}" for name, bits in texts.items()):
-        yield f"Bits per byte of text: {described}."
+def _list_bits(findings: Findings) -> list[str]:
+    """Write a sentence on the bits per byte of all benchmarks of texts; nothing if none is one."""
+    described = list[str]()
+    for name, benchmark in findings.benchmarks.items():
+        if bits := benchmark.find_trait(BITS):
+            described.append(f"{name} {describe_bits(bits)}")
+    return [f"Bits per byte of text: {'; '.join(described)}."] if described else []
 
 
 def describe_texts(findings: Findings) -> Iterator[str]:
-    """Say what texts cost before and after, and why there is no verdict."""
+    """Say how well both models predict texts, in bits per byte, and why there is no verdict."""
     for bits in _list_bits(findings):
-        condition = "The interval assumes that no rare text hides a large change. "
-        condition = condition if "[" in bits else ""
+        condition = ""
+        if "[" in bits:  # an interval is shown
+            condition = "The interval assumes that no rare text hides a large change. "
         reason = (
             "There is no verdict, because a text can become less likely without a loss of ability."
         )
@@ -437,28 +492,14 @@ def describe_texts(findings: Findings) -> Iterator[str]:
 def list_doubts(findings: Findings) -> Iterator[str]:
     """List reasons to trust the findings less or to measure again, one sentence each."""
     for name, benchmark in findings.benchmarks.items():
-        if shares := benchmark.never_ended:
+        if shares := benchmark.never_ended:  # None unless one of them is too large
             base, tuned = (f"{100 * share:.0f} %" for share in shares)
             yield (
                 f"{name}: the thinking did not end within the token limit in {base} of the answers "
                 f"before and {tuned} after. Raise benchmark.{name}.max_gen_toks."
             )
-    never_right = {
-        name: benchmark.metric
-        for name, benchmark in findings.benchmarks.items()
-        if benchmark.role is Role.retained and not benchmark.primary.base.value
-    }
-    if never_right:
-        hints = [
-            f" If they are sentences, set benchmark.{name}.score=contains."
-            for name, metric in never_right.items()
-            if metric == "exact_match.strip"  # of question files
-        ]
-        names = _list_names([*never_right])
-        yield (
-            f"No question of {names} was answered correctly before, so a loss there cannot be "
-            f"measured. Read the answers to see why.{hints[0] if hints else ''}"
-        )
+    yield from _name_never_right(findings)
+    # Tables without prompts have a condition "NAME.prompts" for each of their benchmarks.
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
         names = ", ".join(key.removesuffix(".prompts") for key in unlogged)
@@ -470,26 +511,52 @@ def list_doubts(findings: Findings) -> Iterator[str]:
     if findings.training and findings.training.stopped:
         yield f"The training stopped early: {findings.training.stopped}."
     for name, reason in findings.not_run.items():
-        yield f"Not measured: {name} ({' '.join(reason.split())})."
+        yield f"Not measured: {name} ({' '.join(reason.split())})."  # the reason on one line
+
+
+def _name_never_right(findings: Findings) -> list[str]:
+    """Name the retained benchmarks that the base model answers wrongly throughout."""
+    names = list[str]()
+    hint = ""
+    for name, benchmark in findings.benchmarks.items():
+        if benchmark.role is Role.retained and not benchmark.primary.base.value:
+            names.append(name)
+            # The score "exact" of question files fails sentences that contain the right answer.
+            if benchmark.metric == "exact_match.strip" and not hint:  # one example is enough
+                hint = f" If they are sentences, set benchmark.{name}.score=contains."
+    if not names:
+        return []
+    return [
+        f"No question of {_list_names(names)} was answered correctly before, so a loss there "
+        f"cannot be measured. Read the answers to see why.{hint}"
+    ]
 
 
 def describe_noise(findings: Findings) -> Iterator[str]:
-    """If both logs are from the same model, say how many answers flip, and what that means."""
+    """If both logs are from the same model, say how many answers flip, and what that means.
+
+    The weights cannot be the cause then, so the flips show the noise of the engine. Nothing is said
+    of logs that do not name their model.
+
+    Args:
+        findings: With both evaluations, as `judge` returns them.
+    """
     base, tuned = findings.base, findings.tuned
     if not (base and tuned and base.model and base.model == tuned.model):
         return
-    flips = list[str]()
+    flips = list[str]()  # of each benchmark, how many of its answers flip
     significant = list[str]()  # how large the changes of some benchmarks may be
     hidden = list[str]()  # below what size a true change may go unnoticed on others
     has_flips = False
     for name, benchmark in findings.benchmarks.items():
-        n_flips = sum(benchmark.primary.difference.changes != 0)
-        flips.append(f"{int(n_flips):,} of {benchmark.n:,} in {name}")
+        n_flips = int(sum(benchmark.primary.difference.changes != 0))
+        flips.append(f"{n_flips:,} of {benchmark.n:,} in {name}")
         has_flips |= n_flips > 0
         change = benchmark.shown_change
         least = benchmark.minimum_detectable_change
         if benchmark.verdict in ("forgotten", "improved"):
-            significant.append(f"{100 * max(-change.low, change.high):.1f} points in {name}")
+            largest = max(-change.low, change.high)  # a fall or a rise
+            significant.append(f"{100 * largest:.1f} points in {name}")
         elif n_flips and benchmark.n >= FEWEST_TO_TELL and not isnan(least):
             hidden.append(f"{100 * least:.1f} points in {name}")
     same = f"Both logs are from the same model, {base.model}"
@@ -533,15 +600,15 @@ def list_caveats(findings: Findings) -> Iterator[str]:
         yield from describe_answers(name, benchmark)
         yield from describe_sampling(name, benchmark)
     evaluations = findings.base.benchmarks.values() if findings.base else ()
-    for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):
+    for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):  # each once
         yield f"The base model's answers come from an earlier measurement: {origin}."
 
 
 def describe_prompts(findings: Findings) -> Iterator[str]:
     """Say how prompts were made and answers ended, in a sentence for each such setting."""
-    benchmarks_by_setting = dict[str, list[str]]()
+    benchmarks_by_setting = dict[str, list[str]]()  # by setting with its value: "stop=['.']"
     for key, value in findings.conditions.items():
-        name, _, setting = key.partition(".")
+        name, _, setting = key.partition(".")  # other conditions have no setting, and are left out
         benchmarks_by_setting.setdefault(f"{setting}={value}", []).append(name)
     for setting, names in benchmarks_by_setting.items():
         if setting.startswith((*PROMPT_SETTINGS, "stop", "temperature")):
@@ -550,10 +617,14 @@ def describe_prompts(findings: Findings) -> Iterator[str]:
 
 def describe_answers(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
     """Say where a benchmark's answers think or refuse otherwise than before."""
-    if (trait := benchmark.find_trait(THINKS)) and not trait.low <= 0 <= trait.high:
+    trait = benchmark.find_trait(THINKS)
+    if trait and not trait.low <= 0 <= trait.high:  # the interval of its change excludes 0
         before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
         yield f"{name}: {before} of the answers contain thinking before, and {after} after."
-    for subject, change in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
+    if benchmark.metric != "refusal":
+        return
+    # The subjects of a refusal benchmark are harmful and harmless requests.
+    for subject, change in benchmark.subjects.items():
         before, after = (f"{100 * share:.0f} %" for share in (change.base, change.tuned))
         shown = "significant" if change.p_value < ALPHA else "not significant"
         scores = f"of the {change.n} {subject}, {before} are right before and {after} after"
@@ -561,7 +632,7 @@ def describe_answers(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
 
 
 def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
-    """Say where a benchmark's questions count as fewer, or stand for no other subjects."""
+    """Say if some questions of a benchmark count as one, or if its verdict is for its subjects."""
     difference = benchmark.primary.difference
     if difference.sampling.clusters is not None:
         counted = f"{difference.n:,} questions, {len(difference.observations):,} of them distinct"
@@ -571,7 +642,10 @@ def describe_sampling(name: str, benchmark: BenchmarkChange) -> Iterator[str]:
 
 
 def describe_serving(findings: Findings) -> Iterator[str]:
-    """Say in a sentence how the tuned model is served otherwise than the base."""
+    """Say which server answered as the tuned model, and how it is served otherwise than the base.
+
+    Each takes a sentence, where there is something to say.
+    """
     if findings.served_by:
         yield (
             f"The tuned model was asked through {findings.served_by}, the base model by "
@@ -585,10 +659,13 @@ def describe_serving(findings: Findings) -> Iterator[str]:
 
 
 def describe_lost_answers(findings: Findings) -> Iterator[str]:
-    """Describe lost answers, one sentence for each benchmark whose loss is shown."""
+    """Say of each benchmark whose loss is significant why its answers were lost.
+
+    Of choices it also says which position the model now prefers, if it is shown to prefer one.
+    """
     for name, losses in findings.lost_answers.items():
         if losses.is_loss_shown and losses.n_lost:
-            causes = [c for c in losses.causes if c.share >= 0.01]
+            causes = [cause for cause in losses.causes if cause.share >= _SMALLEST_CAUSE]
             shares = [f"{100 * cause.share:.0f} % {CAUSES[cause.name][0]}" for cause in causes]
             n_lost = pluralize(losses.n_lost, "answer")
             yield f"Of {n_lost} lost in {name}: {', '.join(shares) or 'causes unknown'}."
@@ -598,12 +675,15 @@ def describe_lost_answers(findings: Findings) -> Iterator[str]:
 
 def describe_position(choices: ChoiceShift) -> str:
     """Say which position the tuned model prefers, and whether it is shown to have moved there."""
-    opening = "No significant shift to one position. The most frequent choice is"
-    opening = "The tuned model moved to choice" if choices.collapsed else opening
+    if choices.collapsed:
+        opening = "The tuned model moved to choice"
+    else:
+        opening = "No significant shift to one position. The most frequent choice is"
+    letter = chr(ord("A") + choices.position)
     parts = (choices.share_before, choices.share_after, choices.share_right)
     before, after, right = (f"{100 * share:.0f} %" for share in parts)
     shares = f"{before} of all questions before, {after} after. It is the right answer in {right}."
-    return f"{opening} {chr(ord('A') + choices.position)}: {shares}"
+    return f"{opening} {letter}: {shares}"
 
 
 def describe_training(training: TrainingResult) -> Iterator[str]:
@@ -636,7 +716,10 @@ def describe_findings(
 
 
 def describe_budgets(gate: Gate) -> Iterator[str]:
-    """Say for each budget of a gate what is shown, and how the retained changed on average."""
+    """Say for each budget of a gate its outcome and why, and how the retained benchmarks changed.
+
+    The mean of the retained benchmarks is named if the gate takes it (`--overall`).
+    """
     for check in gate.checks:
         word, budget = OUTCOMES[check.outcome].lower(), f"{100 * check.budget:.3g} points"
         yield f"{check.benchmark} (budget: {budget}): {word}, because {check.reason}."
@@ -650,20 +733,20 @@ def describe_budgets(gate: Gate) -> Iterator[str]:
 
 
 def explain_table(findings: Findings) -> str:
-    """Write the legend of a table of findings."""
+    """Write the legend of a table of findings: sentences on what this table shows."""
     roles = [b.role for b in findings.benchmarks.values()]
-    n = sum(role is not Role.watched for role in roles)
-    is_retained = any(b.verdict == "retained" for b in findings.benchmarks.values())
-    level = "at least 95 % (90 % if the verdict is retained)" if is_retained else "at least 95 %"
+    n_verdicts = sum(role is not Role.watched for role in roles)
+    has_retained = any(b.verdict == "retained" for b in findings.benchmarks.values())
+    level = "at least 95 % (90 % if the verdict is retained)" if has_retained else "at least 95 %"
     sentences = [f"Changes are in percentage points, with confidence intervals of {level}."]
     if Role.target in roles:
         sentences.append("A star (*) marks a target benchmark.")
     if Role.watched in roles:
         sentences.append("A watched benchmark has no verdict.")
-    if n > 1:
+    if n_verdicts > 1:
         sentences.append(
-            f"Verdicts are corrected for {n} benchmarks (Holm), and the intervals are widened to "
-            "agree with them."
+            f"Verdicts are corrected for {n_verdicts} benchmarks (Holm), and the intervals are "
+            "widened to agree with them."
         )
         if any(len(benchmark.changes) > 1 for benchmark in findings.benchmarks.values()):
             sentences.append("Further metrics have no verdict, so their intervals are not widened.")

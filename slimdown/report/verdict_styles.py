@@ -8,11 +8,11 @@ class VerdictStyle:
     """A verdict's sign and colors (after Okabe and Ito, for any kind of color blindness)."""
 
     sign: str
-    console_style: str  # of rich
-    color: str  # in a figure
-    on_light: str  # text on a page
-    on_dark: str
-    marker: str  # in a figure
+    console_style: str  # as rich writes it
+    color: str  # of marks in a figure
+    on_light: str  # the color of text on a light page
+    on_dark: str  # the color of text on a dark page
+    marker: str  # matplotlib's code of the mark in a figure
 
 
 STYLES = {
@@ -28,7 +28,12 @@ WATCHED = VerdictStyle("·", "", "#7a7a7a", "#626262", "#b5b5b5", "D")
 
 
 def find_style(verdict: str | None) -> VerdictStyle:
-    """Return the style of a verdict; that of undecided where seeds disagree."""
+    """Return the style of a verdict; where seeds have several, that of undecided.
+
+    Args:
+        verdict: The verdict's name, or several with their numbers of seeds. A watched benchmark has
+            no verdict: None, "" or "watched".
+    """
     if verdict in ("", "watched", None):
         return WATCHED
     return STYLES.get(verdict, STYLES["undecided"])

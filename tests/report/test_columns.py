@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 from builders import Capture, Patch
@@ -78,6 +79,15 @@ def test_outcomes_come_first(budget: float, word: str, findings: Findings, capsy
     page = render_page(findings, "a → b", gate=gate)
     assert page.index(outcome) < page.index("<main>")
     assert "FAILED" not in render_page(findings, "a → b")
+
+
+def test_the_name_of_a_benchmark_does_not_break_the_xml() -> None:
+    name = "a\x1b[2J"
+    nothing = written([0.0] * 40)
+    checks = check_budgets(judge_pairs({name: (nothing, nothing)}), {"": 0.02})
+    assert name in checks[0].reason
+    suite = ElementTree.fromstring(write_junit(Gate(tuple(checks)), name))
+    assert str(suite[0][0].get("message")).endswith("--max-loss a␛[2J=off")
 
 
 def test_the_outcome_names_the_loss_that_is_furthest_beyond_or_nearest() -> None:

@@ -82,6 +82,15 @@ def test_each_undecided_benchmark_has_its_own_number_of_questions() -> None:
     assert "3 more (--all)" in line
 
 
+def test_more_questions_are_advised_only_if_these_are_too_few() -> None:
+    """The weights of a model behind a server are not here, so nothing can be scaled."""
+    for n, advice in ((2_000, text.ADVICE_ON_LOGS), (20, "ask more questions. These are too few")):
+        lost = written([1.0] * n), written([0.0] * (n // 2) + [1.0] * (n // 2))
+        findings = judge_pairs({"a": lost})
+        advised = text.advise("1a2b", findings, can_scale=False, trains=False, keeps=False)
+        assert advised.startswith(advice)
+
+
 def test_what_is_shown_needs_no_line() -> None:
     steady = {"steady": make_usual()["steady"]}
     assert text.summarize_briefly(judge_pairs(steady), None, "keep=auto") == []
