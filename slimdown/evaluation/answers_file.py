@@ -7,10 +7,12 @@ from typing import Any
 
 
 class AnswersFile:
-    """Responses by chunk, one chunk a line. A line that is damaged or cut short does not count.
+    """The responses to chunks of requests, one chunk per line, as JSON.
+
+    A line that is damaged or cut short does not count.
 
     Attributes:
-        responses: By name of a chunk, the responses to each of its requests, as JSON holds them.
+        responses: By name of a chunk: for each of its requests, the list of its responses.
     """
 
     def __init__(self, file: Path | None) -> None:

@@ -38,7 +38,8 @@ class _Row:
     """A context and all answers to it, which one row of a batch holds."""
 
     context: Tokens
-    answers: dict[Tokens, list[int]] = field(default_factory=dict)  # and the requests of each
+    # By the tokens of an answer, the numbers of the requests that ask for it.
+    answers: dict[Tokens, list[int]] = field(default_factory=dict)
 
     @property
     def answer_width(self) -> int:
@@ -54,15 +55,19 @@ class _Batch:
     positions: torch.Tensor  # [rows, n_context + n_answers]
     segments: torch.Tensor  # [rows, n_context + n_answers]; 0: padding, 1: context, 2, 3: answers
     n_kept: int  # the last columns, of which logits are needed: 1 + n_answers
-    scored: list[tuple[int, int, int]]  # row, kept column, the token that is predicted there
-    answers: list[tuple[int, list[int]]]  # the tokens and requests of each, in that order
+    # For each token of each answer: its row, the kept column that predicts it, and the token.
+    scored: list[tuple[int, int, int]]
+    # For each answer, in the order of `scored`: how many tokens it has, and the numbers of the
+    # requests that ask for it.
+    answers: list[tuple[int, list[int]]]
 
 
 def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
     """Lay contexts and answers side by side, for one forward behind a cached prefix.
 
-    Below, the prefix is p q, the context p q r s t, and the answers are a b c and d e. Another row
-    is longer, hence the padding::
+    In this example of a row, each letter is a token. The first `n_prefix` tokens are p q, the
+    context is p q r s t, and the answers are a b c and d e. Another row is longer, hence the
+    padding::
 
                    |<--- n_context ---->|<---- n_answers ---->|
         ids         pad  pad  r   s   t   a   b   d   pad  pad
@@ -85,14 +90,15 @@ def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
         ids[r, context_columns] = torch.tensor(row.context[n_prefix:])
         segments[r, context_columns] = 1
         positions[r, context_columns] = torch.arange(n_prefix, len(row.context))
-        begin = n_context
+        begin = n_context  # the columns of an answer are begin:end
         for segment, (answer, requests) in enumerate(row.answers.items(), start=2):
-            end = begin + len(answer) - 1
+            end = begin + len(answer) - 1  # its last token is no input
             ids[r, begin:end] = torch.tensor(answer)[:-1]
             segments[r, begin:end] = segment
             positions[r, begin:end] = len(row.context) + torch.arange(len(answer) - 1)
-            kept_columns = (0, *range(1 + begin - n_context, 1 + end - n_context))
-            for column, token in zip(kept_columns, answer, strict=True):
+            # The kept column 0 is the context's last token, which predicts the answer's first one.
+            predicting_columns = (0, *range(1 + begin - n_context, 1 + end - n_context))
+            for column, token in zip(predicting_columns, answer, strict=True):
                 batch.scored.append((r, column, token))
             batch.answers.append((len(answer), requests))
             begin = end
@@ -102,8 +108,9 @@ def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
 class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     """An `HFLM` that cuts off thinking and reports progress; arguments are those of `HFLM`.
 
-    `think_end_token` may be a special token, which `HFLM` drops before it looks for the text.
-    Thinking that never ended is no answer here; `HFLM` takes it for one.
+    It differs from `HFLM` in two ways. `think_end_token` may be a special token; `HFLM` removes
+    special tokens from a text before it looks for the end of thinking. And if the thinking never
+    ended, the answer is empty; `HFLM` takes the thinking for the answer.
     """
 
     cache_hook: Any
@@ -116,12 +123,14 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             rules: How the model is asked; None: as its tokenizer says.
             **settings: Those of `HFLM`.
         """
-        self._rules = rules or AskingRules()  # `HFLM` encodes texts already in its constructor
+        # Set first, because the constructor of `HFLM` calls `tok_encode`, which reads it.
+        self._rules = rules or AskingRules()
         super().__init__(*args, **settings)
         self._keeps_special_tokens = False
         self._on_token: Callable[[int, int], object] = lambda n_tokens, n_most: None
-        self._written: tuple[str, list[int]] = "", []  # the last text with thinking, its tokens
-        self._n_most = 0
+        # What was decoded last: its text, with the thinking, and its tokens.
+        self._written: tuple[str, list[int]] = "", []
+        self._n_most = 0  # how many tokens an answer of the current batch may have
 
     def set_template_args(self, variables: Mapping[str, Any]) -> None:
         """Set the variables of the chat template, for what is asked from now on."""
@@ -149,15 +158,16 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Generate an answer to each request.
 
-        `HFLM` returns texts, but an answer also has its number of tokens and its thinking. So the
-        answers are read in its cache hook, which it calls as soon as a text is written.
+        `HFLM` returns texts, but an `Answer` also has the thinking and how it ended. So this method
+        reads the answers in the cache hook, which `HFLM` calls right after it has decoded a text.
         """
-        # By request; equal requests have several answers, in their order.
+        # By request as text. Equal requests get as many answers as there are such requests.
         answers: dict[str, deque[Answer]] = defaultdict(deque)
         hook: Any = self.cache_hook
 
         def add_answer(kind: str, request: tuple[str, Any], text: str) -> None:
-            answers[str(request)].append(self._read_answer(request[0], text))
+            prompt = request[0]  # the other part is the settings of generation
+            answers[str(request)].append(self._read_answer(prompt, text))
             hook.add_partial(kind, request, text)
 
         self.cache_hook = SimpleNamespace(add_partial=add_answer)
@@ -170,15 +180,17 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> Any:
-        """Score answers, or windows of documents: `HFLM` sets `override_bs` for these alone.
+        """Score answers or windows of documents, without a progress bar.
 
-        Windows are read one at a time, because all of their logits are in memory, in 32 bits. No
-        bar is drawn; for documents `HFLM` would, whatever it was told.
+        `HFLM` sets `override_bs`, the size of batches, only for windows of documents. These are
+        read one at a time, because all of their logits are in memory, in 32 bits. For them, `HFLM`
+        would draw a bar whatever `disable_tqdm` says.
         """
-        return super()._loglikelihood_tokens(requests, True, override_bs and 1)
+        batch_size = 1 if override_bs else override_bs
+        return super()._loglikelihood_tokens(requests, True, batch_size)
 
     def apply_chat_template(self, chat_history: Any, *args: Any, **settings: Any) -> ChatPrompt:
-        """Render a prompt; a template that does not end is an error."""
+        """Render a prompt; a template that runs too long is an error."""
         with limit_time(task=RENDERING):
             text = super().apply_chat_template(chat_history, *args, **settings)
         return ChatPrompt(text, chat_history)
@@ -186,14 +198,18 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, *args: Any, **settings: Any
     ) -> list[int]:
-        """Encode a text; `HFLM` leaves BOS out where the text begins with it."""
+        """Encode a text.
+
+        `HFLM` puts no BOS before a text that begins with BOS. If the rules say that the model gets
+        both, this method has it put there.
+        """
         if self._rules.doubles_bos and add_special_tokens is None:
             add_special_tokens = True
         return list(super().tok_encode(string, add_special_tokens, *args, **settings))
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **settings: Any) -> Any:
-        """Encode the prompts of a batch; `HFLM` leaves BOS out where the first begins with it."""
-        if self._rules.doubles_bos:
+        """Encode the prompts of a batch, with BOS twice if the rules say so, see `tok_encode`."""
+        if self._rules.doubles_bos:  # `HFLM` adds none if the first prompt begins with BOS
             strings = [f"{self.tokenizer.bos_token}{text}" for text in strings]
         return super().tok_batch_encode(strings, *args, **settings)
 
@@ -202,9 +218,10 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         skip_special_tokens = skip_special_tokens and not self._keeps_special_tokens
         text, end = str(super().tok_decode(tokens, skip_special_tokens)), self.think_end_token
         if skip_special_tokens and end and end not in text:
+            # If the end of thinking is a special token, it was dropped from the text: put it back.
             end_tokens = self.tok_encode(end, add_special_tokens=False)
             if len(end_tokens) == 1 and end_tokens[0] in tokens:
-                n_behind = tokens[::-1].index(end_tokens[0])
+                n_behind = tokens[::-1].index(end_tokens[0])  # tokens behind the last such token
                 answer_start = len(tokens) - n_behind
                 thinking = super().tok_decode(tokens[: answer_start - 1])
                 text = f"{thinking}{end}{super().tok_decode(tokens[answer_start:])}"
@@ -212,21 +229,32 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return text
 
     def _read_answer(self, prompt: str, text: str) -> Answer:
-        """Split what was written last into thinking and answer; `HFLM` cut it to `text`."""
+        """Split what the model wrote last into its thinking and its answer.
+
+        Args:
+            prompt: The prompt, because some templates begin the thinking in it.
+            text: The answer as `HFLM` cut it: without thinking, and up to the first stop text.
+        """
         whole, tokens = self._written
+        # Whether the text ended because it has as many tokens as it may have.
         is_full = len(tokens) == self._n_most and tokens[-1] not in self._list_ends()
         end = self.think_end_token
-        begin = end.replace("/", "", 1) if end and "/" in end else ""  # <think>, [THINK]
+        begin = end.replace("/", "", 1) if end and "/" in end else ""  # <think> for </think>
         thinking, _, rest = whole.rpartition(end) if end else ("", "", whole)
-        ran_out = is_full and text.lstrip() == rest.lstrip()  # no `stop` ended it
-        if end and end not in whole:
-            is_open = begin in prompt.rpartition(end)[2] + whole if begin else is_full
-            if is_open:
+        ran_out = is_full and text.lstrip() == rest.lstrip()  # no stop text cut it
+        if end and end not in whole:  # the model did not think, or it never stopped thinking
+            is_thinking = is_full  # the best guess, if it is not known how thinking begins
+            if begin:
+                is_thinking = begin in prompt.rpartition(end)[2] + whole
+            if is_thinking:
                 return Answer("", whole.strip().removeprefix(begin).strip(), True, ran_out)
         return Answer(text, thinking.strip().removeprefix(begin).strip(), False, ran_out)
 
     def _list_ends(self) -> set[int | None]:
-        """List the tokens that end a generated text, padding among them."""
+        """List the tokens that end a generated text.
+
+        Padding is among them: it follows an answer that ended earlier than others of its batch.
+        """
         ends = {self.tokenizer.pad_token_id, *self._rules.stops}
         if not self._rules.stops_alone:
             own = self.model.generation_config.eos_token_id
@@ -234,7 +262,17 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return ends
 
     def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
-        """Generate as the model's own rules say when an answer ends, and report each token."""
+        """Generate tokens, which end as the model's rules say, and report each of them.
+
+        Args:
+            context: The tokens of the prompts, [rows, width].
+            max_length: The most tokens of a prompt and its answer.
+            stop: The texts that end an answer; the text of EOS is among them.
+            **settings: Those of `generate` in transformers.
+
+        Returns:
+            The tokens of prompts and answers.
+        """
         self._n_most = max_length - context.shape[1]
 
         def report_progress(ids: Any, scores: Any) -> Any:  # called before each token
@@ -242,9 +280,10 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             return scores
 
         settings["logits_processor"] = LogitsProcessorList([report_progress])
-        if self.think_end_token:  # thinking may contain a text that ends the answer
+        if self.think_end_token:
+            # Thinking may contain a stop text. `HFLM` cuts the answer there once it is written.
             stop = [self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
-        if self._rules.stops_alone:
+        if self._rules.stops_alone:  # then no special token is a stop text, such as that of EOS
             added = self.tokenizer.added_tokens_decoder.values()
             special = {str(token) for token in added if token.special}
             stop = [text for text in stop if text not in special]
@@ -262,7 +301,8 @@ class PrefixLM(GeneratingLM):
     `batch_size` is the number of questions in a forward, each with all of its answers.
     """
 
-    _prefix: tuple[Tokens, Any] = ((), None)  # the last shared prefix and its cache
+    # The last shared prefix, and the keys and values that were computed for it.
+    _prefix: tuple[Tokens, Any] = ((), None)
 
     def _loglikelihood_tokens(
         self,
@@ -272,23 +312,29 @@ class PrefixLM(GeneratingLM):
     ) -> list[tuple[float, bool]]:
         """Return each answer's log-probability, and whether greedy decoding gives it.
 
-        `HFLM` sets `override_bs` for windows of documents, which share nothing.
+        Args:
+            requests: Of each request: the texts, which are not used, the tokens of the context, and
+                those of the answer.
+            disable_tqdm: Not used: no bar is drawn.
+            override_bs: What `HFLM` sets for windows of documents, which share nothing.
         """
         if override_bs:
             return list(super()._loglikelihood_tokens(requests, override_bs=override_bs))
         rows: dict[Tokens, _Row] = {}  # by context
-        for i, (_, context, answer) in enumerate(requests):
+        for i, (_texts, full_context, answer) in enumerate(requests):
             assert 0 < len(answer) <= self.max_length  # as HFLM has it
             # HFLM keeps the last max_length + 1 tokens, of which the very last is only predicted.
-            cut = tuple(context[-(self.max_length + 1 - len(answer)) :])
-            rows.setdefault(cut, _Row(cut)).answers.setdefault(tuple(answer), []).append(i)
+            context = tuple(full_context[-(self.max_length + 1 - len(answer)) :])
+            row = rows.setdefault(context, _Row(context))
+            row.answers.setdefault(tuple(answer), []).append(i)
         scores: dict[int, tuple[float, bool]] = {}
         with torch.no_grad():
             for start, group in _group_by_start(rows.values()).items():
                 contexts = [row.context for row in group]
+                # All tokens that the contexts share, not just the first ones that grouped them.
                 prefix = tuple(os.path.commonprefix(contexts)) if start else ()  # noqa: RUF071
                 # At least one token of each context stays, which predicts the answers.
-                prefix = prefix[: min(map(len, contexts), default=1) - 1]
+                prefix = prefix[: min(map(len, contexts)) - 1]
                 # Rows of one batch get a like width, so that little of it is padding.
                 group.sort(key=lambda row: (-row.answer_width, -len(row.context), row.context))
                 size = int(self.batch_size)
@@ -297,12 +343,21 @@ class PrefixLM(GeneratingLM):
         return [scores[i] for i in range(len(requests))]
 
     def _score(self, rows: Sequence[_Row], prefix: Tokens) -> dict[int, tuple[float, bool]]:
-        """Return by request the log-probability, and whether greedy decoding gives the answer."""
+        """Score one batch.
+
+        Args:
+            rows: The contexts of the batch and the answers to them.
+            prefix: The tokens with which all of these contexts begin; empty: none are shared.
+
+        Returns:
+            By the number of a request: the answer's log-probability, and whether greedy decoding
+            gives it.
+        """
         batch = _lay_out(rows, len(prefix))
         options: dict[str, Any] = {"use_cache": False}
         if prefix:
-            cache = copy.deepcopy(self._compute_prefix(prefix))
-            cache.batch_repeat_interleave(len(rows))
+            cache = copy.deepcopy(self._compute_prefix(prefix))  # the forward adds tokens to it
+            cache.batch_repeat_interleave(len(rows))  # a copy of the prefix for each row
             options = {"use_cache": True, name_cache_argument(self.model): cache}
         logits = self.model(  # [rows, n_kept, vocabulary]
             input_ids=batch.ids.to(self.device),
@@ -311,6 +366,7 @@ class PrefixLM(GeneratingLM):
             logits_to_keep=batch.n_kept,
             **options,
         ).logits
+        # Three vectors, with a value for each token that is scored.
         row, column, token = torch.tensor(batch.scored, device=logits.device).T
         normalizer = torch.logsumexp(logits.float(), dim=-1)[row, column]
         # Apple's MPS has no 64 bits.
@@ -318,16 +374,20 @@ class PrefixLM(GeneratingLM):
         greedy = (logits.argmax(dim=-1)[row, column] == token).cpu()
         sizes = [n_tokens for n_tokens, _ in batch.answers]
         by_answer = zip(batch.answers, logprobs.split(sizes), greedy.split(sizes), strict=True)
-        return {
-            request: (float(answer_logprobs.sum()), bool(is_greedy.all()))
-            for (_, requests), answer_logprobs, is_greedy in by_answer
-            for request in requests
-        }
+        scores: dict[int, tuple[float, bool]] = {}
+        for (_n_tokens, requests), answer_logprobs, is_greedy in by_answer:
+            score = float(answer_logprobs.sum()), bool(is_greedy.all())
+            scores |= dict.fromkeys(requests, score)
+        return scores
 
     def _compute_prefix(self, prefix: Tokens) -> Any:
-        """Return the keys and values of a shared prefix, one row; keep them for the next batch."""
+        """Return the keys and values of a shared prefix as a cache with one row.
+
+        They are kept, because the next batch often has the same prefix.
+        """
         if self._prefix[0] != prefix:
-            # It gets no config, so that no layer drops tokens beyond its window: masks hide them.
+            # The cache gets no config, or layers would drop tokens that lie outside their window.
+            # The masks hide these tokens.
             cache = DynamicCache()
             options = {name_cache_argument(self.model): cache, "use_cache": True}
             ids = torch.tensor([prefix], device=self.device)
@@ -338,9 +398,17 @@ class PrefixLM(GeneratingLM):
     def _build_masks(
         self, positions: torch.Tensor, segments: torch.Tensor, n_prefix: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Build the mask, [rows, 1, width, n_prefix + width], or one for each kind of layer.
+        """Build the attention mask: which tokens each token of a batch sees.
 
-        positions, segments: [rows, width]; segment 1 is the context, which every answer sees.
+        Args:
+            positions: As in `_Batch`, [rows, width].
+            segments: As in `_Batch`, [rows, width]. Segment 1 is the context, which every answer
+                sees.
+            n_prefix: The number of tokens in the cached prefix, which all tokens see.
+
+        Returns:
+            The mask, [rows, 1, width, n_prefix + width]. If a model has several kinds of attention
+            layers, such as those with a sliding window, their masks by kind.
         """
         n_rows, width = positions.shape
         is_own = segments[:, None, :] == segments[:, :, None]
@@ -352,7 +420,7 @@ class PrefixLM(GeneratingLM):
         masks: dict[str, torch.Tensor] = {}
         for kind, window in get_windows(self.model).items():
             mask = (allowed if window is None else allowed & (distance < window))[:, None]
-            if self.model.config._attn_implementation == "eager":
+            if self.model.config._attn_implementation == "eager":  # adds the mask to the scores
                 lowest = torch.finfo(self.model.dtype).min
                 mask = torch.zeros(mask.shape, dtype=self.model.dtype).masked_fill_(~mask, lowest)
             masks[kind] = mask.to(self.device)
@@ -360,16 +428,18 @@ class PrefixLM(GeneratingLM):
 
 
 class VirtualTokensLM(GeneratingLM):
-    """An `HFLM` for trained prompts and prefixes; arguments are those of `HFLM`.
+    """An `HFLM` for trained prompts and prefixes, which PEFT puts before a text as virtual tokens.
 
-    PEFT's own `generate` misplaces virtual tokens (peft 0.21 with transformers 5.24). So this class
-    passes them as a filled cache: https://github.com/huggingface/transformers/pull/42508
+    Arguments are those of `HFLM`. PEFT's own `generate` misplaces virtual tokens (peft 0.21 with
+    transformers 5.24). So this class passes them as a filled cache:
+    https://github.com/huggingface/transformers/pull/42508
     """
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
-        """Generate; one answer at a time if a layer looks back over a fixed number of columns.
+        """Generate an answer to each request, one at a time if padding would change it.
 
-        Padding would stand behind the virtual tokens, and such a layer counts it.
+        In a batch, padding stands between the virtual tokens and a shorter prompt. A layer that
+        looks back over a fixed number of columns counts it, and so sees fewer tokens.
         """
         generate = super().generate_until
         if not learns_prompt(self.model) or _sees_everything(get_inner_model(self.model)):
@@ -386,17 +456,19 @@ class VirtualTokensLM(GeneratingLM):
             return texts
         inner, name = get_inner_model(wrapped), name_cache_argument(wrapped)
         n_virtual = wrapped.active_peft_config.num_virtual_tokens
+        # The embeddings of a trained prompt, or the keys and values of a trained prefix as a cache.
         prompt = wrapped.get_prompt(batch_size=len(context))
-        if isinstance(prompt, torch.Tensor):  # embeddings of a trained prompt
+        if isinstance(prompt, torch.Tensor):
             cache = DynamicCache()
             embeddings = prompt.to(inner.get_input_embeddings().weight.dtype)
             inner.base_model(inputs_embeds=embeddings, use_cache=True, **{name: cache})
             prompt = cache
         mask = torch.nn.functional.pad(settings["attention_mask"], (n_virtual, 0), value=1)
         settings |= {"attention_mask": mask, name: prompt}
-        padded = torch.nn.functional.pad(context, (n_virtual, 0), value=0)  # never looked at
+        # transformers skips as many tokens as the cache holds, so these zeros are never read.
+        padded = torch.nn.functional.pad(context, (n_virtual, 0), value=0)
         try:
-            self._model = inner
+            self._model = inner  # `HFLM` generates with this attribute
             texts = super()._model_generate(padded, max_length + n_virtual, stop, **settings)
         finally:
             self._model = wrapped
@@ -404,15 +476,18 @@ class VirtualTokensLM(GeneratingLM):
 
 
 def _group_by_start(rows: Iterable[_Row]) -> dict[Tokens, list[_Row]]:
-    """Group rows by the first tokens of their contexts.
+    """Group rows by the first `SHORTEST_PREFIX` tokens of their contexts.
 
-    Rows that share them with no other row, or have a short context, are the group of ().
+    Returns:
+        By these tokens, the rows. The key () holds the rows that share no prefix: their context is
+        too short, or no other context begins with the same tokens.
     """
     groups: dict[Tokens, list[_Row]] = {}
     for row in rows:
         start = row.context[:SHORTEST_PREFIX] if len(row.context) > SHORTEST_PREFIX else ()
         groups.setdefault(start, []).append(row)
-    for start in [start for start, group in groups.items() if start and len(group) == 1]:
+    lone_starts = [start for start, group in groups.items() if start and len(group) == 1]
+    for start in lone_starts:
         groups.setdefault((), []).extend(groups.pop(start))
     return groups
 

@@ -16,14 +16,15 @@ from slimdown.scoring.scores import is_right, read_answer
 from slimdown.utils.errors import DataError
 from slimdown.utils.extensions import find_packages
 
-# Raise it where answers are read otherwise: it is in the key of what was measured.
+# The key of an evaluation contains these versions. If answers or texts are scored in another way,
+# raise the version, so that stored evaluations are not reused.
 _VERSION = 3
-_TEXT_VERSION = 2  # of how texts are scored
+_TEXT_VERSION = 2
 
 
 def make_file_task(benchmark: BenchmarkConfig, rows: QuestionRows) -> ConfigurableTask:
-    """Make the task of a benchmark that asks the rows of a file: questions, or documents."""
-    if "text" in rows[0]:
+    """Make the harness's task for the rows of a file: questions, or documents to read."""
+    if "text" in rows[0]:  # all rows of a file are of one kind
         return TextTask(benchmark.task, rows)
     takes_numbers = benchmark.numeric_tolerance is not None
     return QuestionTask(benchmark.task, rows, takes_numbers, benchmark.refusal_phrases or ())
@@ -43,7 +44,7 @@ class TextTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped
             name: What samples call it.
             rows: Each has `text`.
         """
-        self._rows = rows
+        self._rows = rows  # `download` takes them; the harness's constructor calls it
         mean = {"aggregation": "mean", "higher_is_better": True}
         config: dict[str, Any] = {"task": name, "test_split": "test", "num_fewshot": 0}
         config |= {
@@ -57,13 +58,16 @@ class TextTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Take the rows, a copy of a text once; the harness calls this."""
-        firsts: dict[str, Any] = {}
+        """Take the rows, of equal texts only the first; the harness calls this."""
+        first_rows: dict[str, Any] = {}  # by text
         for row in self._rows:
-            firsts.setdefault(row["text"], row)
-        self.dataset = {"test": Dataset.from_list([*firsts.values()])}
+            first_rows.setdefault(row["text"], row)
+        self.dataset = {"test": Dataset.from_list([*first_rows.values()])}
 
 
+# The harness writes the source of `_read_text`, `_score_text` and `QuestionTask._score_answer` into
+# a task's settings, of which the key of an evaluation is made. So whoever changes a word in these
+# functions, a comment included, has every stored evaluation of files measured again.
 def _read_text(doc: dict[str, Any]) -> str:
     """Return a document as it is; by the name of its column the harness would read a template."""
     return str(doc["text"])
@@ -76,16 +80,18 @@ def _score_text(doc: dict[str, Any], results: Sequence[float]) -> dict[str, floa
 
 
 class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped
-    """A task of the rows that `read_questions` returns.
+    """A task of the questions that `read_questions` returns.
 
-    The prompt is the question as it is, or messages rendered by the chat template. A generated
-    answer ends at a line feed if every right answer is one line; it must equal the right one except
-    for spaces around it. With another `rule` it ends at an empty line. An answer to messages ends
-    where the model ends it.
+    The prompt is the question as it is, or messages that the chat template has rendered. A row's
+    `rule` says how a generated answer is judged right. By the usual rule, `exact`, it must equal
+    the right answer except for spaces around it. `_choose_ends` decides where an answer ends.
 
     Attributes:
-        tokenizer: The model's, for the questions that go through its chat template.
-        template_args: The template's variables.
+        tokenizer: The model's, for messages. `BenchmarkTask` sets it with each model that it asks.
+        template_args: The variables of the chat template, which are set together with `tokenizer`.
+        has_messages: Whether the questions are messages.
+        has_tools: Whether a question has tools that the model may call.
+        compares_whole_messages: Whether the answer to a message must equal the right one.
     """
 
     tokenizer: Any = None
@@ -98,12 +104,12 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
 
         Args:
             name: What samples call it.
-            rows: All of one kind.
-            takes_numbers: Whether the last number of an answer counts, too; then an answer may
-                have several lines, and it ends at an empty one.
+            rows: All of one kind: with choices or without, with messages or without.
+            takes_numbers: Whether the benchmark also counts an answer as right by its last number.
+                Then an answer may have several lines, and it ends at an empty one.
             phrases: The phrases of refusals that the user adds.
         """
-        self._rows = rows
+        self._rows = rows  # `download` takes them; the harness's constructor calls it
         self._phrases = phrases
         self.has_messages = "conversation" in rows[0]
         is_exact = "choices" not in rows[0] and EXACT in list_used_scores(rows)
@@ -123,6 +129,8 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         else:
             score = name_score(rows)
             metric = "exact_match" if score == EXACT else score
+            # The filter only gives the metric its name, exact_match.strip: `apply_filters` reads
+            # the answers itself.
             strip = {"name": "strip", "filter": [{"function": "take_first"}]}
             ends = self._choose_ends(takes_numbers)
             config |= {
@@ -132,19 +140,22 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
                 "metric_list": [{"metric": metric, **mean}],
                 "process_results": self._score_answer,
             }
+            # Another version of a package may score answers differently, so the key has it.
             if packages := find_packages("score", list_used_scores(rows)):
                 config["metadata"]["scores"] = packages
         super().__init__(config=config)
 
     def _choose_ends(self, takes_numbers: bool) -> list[str]:
-        """Return the text at which an answer ends, in a list; empty: where the model ends it."""
+        """Return the text at which an answer ends, as a list of one; empty: the model ends it."""
         if self.has_messages:
             return []
         if name_score(self._rows) != EXACT:
             return ["\n\n"]
         ends = ["\n\n"] if takes_numbers else ["\n", "\n\n"]
-        # A right answer may contain the text, and must not be cut there.
-        return [end for end in ends if not any(end in row["answer"] for row in self._rows)][:1]
+        for end in ends:
+            if not any(end in row["answer"] for row in self._rows):  # it would cut a right answer
+                return [end]
+        return []
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Take the rows; the harness calls this."""
@@ -152,6 +163,9 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
 
     def fewshot_context(self, doc: dict[str, Any], *args: Any, **settings: Any) -> Any:
         """Write the prompt; messages go through the chat template with their tools.
+
+        The arguments are the harness's. Of these, messages use only `doc`, the question's row, and
+        the system instruction.
 
         Raises:
             DataError: The template fails, or drops a turn or a tool.
@@ -189,12 +203,15 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         template_args: Mapping[str, Any],
         system: str | None,
     ) -> ChatPrompt:
-        """Render a question's messages; the error is that of `check_prompts`."""
-        messages, tools = json.loads(doc["conversation"]).values()  # its two keys, in this order
+        """Render a question's messages; arguments and errors are those of `check_prompts`."""
+        chat = json.loads(doc["conversation"])
+        messages, tools = chat["messages"], chat["tools"]  # `tools` is None if there are none
         if messages[0]["role"] != "system" and system:
             messages.insert(0, {"role": "system", "content": system})
         options = {"tools": tools, "add_generation_prompt": True, **template_args}
         prompt = render_chat(tokenizer, messages, **options)
+        # All that the user and the system say must be in the prompt, and each tool. Turns of the
+        # assistant need not be in it word for word: some templates drop the thinking in them.
         texts = [turn["content"].strip() for turn in messages if turn["role"] != "assistant"]
         tool_names = [tool.get("function", tool)["name"] for tool in tools or ()]
         if dropped := next((text for text in (*texts, *tool_names) if text not in prompt), ""):
@@ -206,10 +223,13 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         return prompt
 
     def apply_filters(self) -> Any:
-        """Read the answers by the questions' rules, if nothing is chosen."""
+        """Read each generated answer by its question's rule; the harness calls this.
+
+        For questions with choices, the harness's own filters are applied.
+        """
         if "choices" in self._rows[0]:
             return super().apply_filters()
-        for request in self._instances:
+        for request in self._instances:  # each has one response
             rule = json.loads(request.doc["rule"])
             read = read_answer(rule, request.resps[0], self._phrases, self.tokenizer)
             request.filtered_resps[self._filters[0].name] = read

@@ -156,13 +156,19 @@ class BenchmarkEvaluation:
     def average(self, values: Sequence[float]) -> MeanScore:
         """Average one value for each sample, weighted as the harness does.
 
-        The standard error is that of the mean, or of the weighted mean of the tasks. It is nan if
-        a task has one sample.
+        Args:
+            values: Of each sample, in the order of `samples`, such as its score on a metric.
+
+        Returns:
+            The mean of all values or, if tasks have weights, the weighted mean of the tasks' means;
+            and its standard error. The standard error is nan if a task has one sample.
         """
-        values_by_task: dict[str, list[float]] = {}  # "": all, if tasks have no weights
+        # Without weights, all samples count as one task, with the name "".
+        values_by_task: dict[str, list[float]] = {}
         for sample, value in zip(self.samples, values, strict=True):
             values_by_task.setdefault(sample.task if self.task_weights else "", []).append(value)
         weights = self.task_weights or {"": 1.0}
+        # Below 1 if some tasks have no samples here, as in a part of the questions.
         total_weight = fsum(weights[task] for task in values_by_task)
         mean = variance = 0.0
         for task, task_values in values_by_task.items():
@@ -170,8 +176,9 @@ class BenchmarkEvaluation:
             share = weights[task] / total_weight
             task_mean = fsum(task_values) / n
             squares = fsum((value - task_mean) ** 2 for value in task_values)
+            variance_of_mean = squares / (n - 1) / n if n > 1 else nan
             mean += share * task_mean
-            variance += share**2 * squares / (n - 1) / n if n > 1 else nan
+            variance += share**2 * variance_of_mean
         return MeanScore(mean, sqrt(variance))
 
 
@@ -224,8 +231,8 @@ def check_evaluation(evaluation: BenchmarkEvaluation) -> str:
     """Say what is wrong with an evaluation that was read from a file.
 
     Returns:
-        What is wrong in a few words; empty where it is sound: questions once each, every number
-        finite, scores between 0 and 1.
+        What is wrong in a few words. Empty if the evaluation is sound: each question is there
+        once, every log-likelihood is finite, and every score is between 0 and 1.
     """
     samples, metric = evaluation.samples, evaluation.benchmark.metric
     if not samples or len({(sample.task, sample.doc_id) for sample in samples}) != len(samples):
@@ -235,9 +242,10 @@ def check_evaluation(evaluation: BenchmarkEvaluation) -> str:
     for sample in samples:
         if not all(map(isfinite, sample.log_likelihoods)):
             return f"a log-likelihood of question {sample.doc_id} of {sample.task} is not finite"
+        # A generated answer has no choices.
         if len(sample.choices) not in (0, len(sample.log_likelihoods)):
             return f"question {sample.doc_id} of {sample.task} lacks log-likelihoods"
-        for name in samples[0].scores:
+        for name in samples[0].scores:  # every question must have the metrics of the first
             if name not in sample.answers or not 0 <= sample.scores.get(name, -1) <= 1:
                 return f"question {sample.doc_id} of {sample.task} has no {name} between 0 and 1"
     return ""

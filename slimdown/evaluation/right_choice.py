@@ -25,6 +25,7 @@ def compute_probabilities(log_likelihoods: Sequence[float]) -> list[float]:
     highest = max(log_likelihoods, default=-inf)
     if not isfinite(highest) or any(map(isnan, log_likelihoods)):
         return []
+    # Without the highest one, `exp` could give 0 for all of them.
     parts = [exp(value - highest) for value in log_likelihoods]
     total = fsum(parts)
     return [part / total for part in parts]
@@ -36,26 +37,28 @@ def score_right_choice(
     target: str,
     scores: Mapping[str, float],
 ) -> float | None:
-    """Compute the probability of the right choice; choices that read alike count once.
+    """Compute the probability of the right choice; choices with the same text count once.
 
     Args:
         choices: Their texts.
         log_likelihoods: Of each choice, in nats.
         target: The right choice's text.
-        scores: What the question scored on other metrics.
+        scores: What the question scored on other metrics, by metric.
 
     Returns:
-        The probability. None if exactly one right choice cannot be found: the target is not among
-        the choices, all read alike, or an accuracy is neither 0 nor 1, as if several are right.
+        The probability. None if it is not certain which single choice is right, or if a
+        log-likelihood is not finite. It is not certain if the target is not among the choices, if
+        all choices have the same text, if no accuracy was scored, or if an accuracy is neither 0
+        nor 1, as when several choices are right.
     """
-    likelihoods = dict(zip(choices, log_likelihoods, strict=False))
-    has_right = len(likelihoods) > 1 and target in likelihoods
-    accuracies = [score for metric, score in scores.items() if "acc" in metric]
+    by_text = dict(zip(choices, log_likelihoods, strict=False))
+    has_right = len(by_text) > 1 and target in by_text
+    accuracies = [score for metric, score in scores.items() if "acc" in metric]  # and acc_norm
     is_right_or_wrong = bool(accuracies) and all(score in (0, 1) for score in accuracies)
-    if not has_right or not is_right_or_wrong or not all(map(isfinite, likelihoods.values())):
+    if not has_right or not is_right_or_wrong or not all(map(isfinite, by_text.values())):
         return None
-    probabilities = compute_probabilities(list(likelihoods.values()))
-    return probabilities[list(likelihoods).index(target)]
+    probabilities = compute_probabilities(list(by_text.values()))
+    return probabilities[list(by_text).index(target)]
 
 
 def add_right_choice(
@@ -64,7 +67,7 @@ def add_right_choice(
     log_likelihoods: Sequence[float],
     target: str,
 ) -> dict[str, str]:
-    """Add `p_right` to scores if one choice is right, and return which choice each metric takes.
+    """Add `p_right` to scores if one choice is right, and return the choice that each metric takes.
 
     Args:
         scores: What the question scored, by metric; it is changed.
@@ -73,13 +76,14 @@ def add_right_choice(
         target: The right choice's text.
 
     Returns:
-        By metric, the likeliest choice; for acc_norm and the like, the likeliest per character.
+        By metric, the text of the likeliest choice. For acc_norm and other metrics with "norm" in
+        their names, that of the likeliest choice per character.
     """
     p_right = score_right_choice(choices, log_likelihoods, target, scores)
     if p_right is not None:
         scores[CHOICE_PROBABILITY] = p_right
     pairs = zip(log_likelihoods, choices, strict=True)
-    per_character = [value / max(len(choice), 1) for value, choice in pairs]
+    per_character = [value / max(len(choice), 1) for value, choice in pairs]  # it may be empty
     likeliest = choices[log_likelihoods.index(max(log_likelihoods))]
     likeliest_per_character = choices[per_character.index(max(per_character))]
     return {metric: likeliest_per_character if "norm" in metric else likeliest for metric in scores}

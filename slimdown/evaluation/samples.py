@@ -21,6 +21,8 @@ from slimdown.utils.files import FORMAT, check_format
 # model: base, tuned, or served (the tuned one as it is served); answer: the choice taken, or the
 # text that the metric's filter kept; response: generated text, before any filter.
 _TEXTS = ("model", "benchmark", "metric", "answer", "task", "doc_hash", "prompt_hash", "category")
+# Fields of `BenchmarkEvaluation` that a file's metadata holds; the others are the samples, and what
+# is known when the file is read.
 _EVALUATION_FACTS = ["task_version", "seconds", "looks", "n_available", "task_weights"]
 _EVALUATION_FACTS += ["max_new_tokens"]
 SCHEMA = pa.schema(
@@ -39,6 +41,7 @@ SCHEMA = pa.schema(
 )
 
 
+# Fields of `Sample` that have a value for each metric, of which a row holds one.
 _BY_METRIC = ("answers", "scores", "repeated_scores")
 _QUESTION_FACTS = [field.name for field in fields(Sample) if field.name not in _BY_METRIC]
 
@@ -56,16 +59,14 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
         name: The benchmark's name.
         evaluation: What was answered.
     """
-    rows = [  # the table takes from them what its schema names
-        {
-            **vars(sample),
-            **{"model": model, "benchmark": name, "metric": metric},
-            **{"answer": sample.answers[metric], "score": score},
-            **{"repeated_scores": sample.repeated_scores.get(metric)},
-        }
-        for sample in evaluation.samples
-        for metric, score in sample.scores.items()
-    ]
+    rows = []
+    for sample in evaluation.samples:
+        for metric, score in sample.scores.items():
+            # Of the sample's fields, the table takes those that its schema names.
+            row = vars(sample) | {"model": model, "benchmark": name, "metric": metric}
+            row |= {"answer": sample.answers[metric], "score": score}
+            row["repeated_scores"] = sample.repeated_scores.get(metric)
+            rows.append(row)
     facts = {name: getattr(evaluation, name) for name in _EVALUATION_FACTS} | {"format": FORMAT}
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     metadata = {"slimdown": json.dumps(facts), "digest": _hash_content(table, facts)}
@@ -86,7 +87,7 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
         DamagedSamples: The file is cut short, changed, or not one of samples.
         DataError: Another version of slimdown wrote it, and this one cannot read it.
     """
-    is_whole = False  # whether the file's content is what was written
+    is_whole = False  # whether the file's content is what was written: its digest agrees
     try:
         table = pq.read_table(file)
         metadata = table.schema.metadata
@@ -95,6 +96,7 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
         is_whole = metadata[b"digest"].decode() == _hash_content(table, facts)
         if not is_whole:
             raise ValueError("its content is not what was written")
+        # By task and number of a question, its rows, one for each metric.
         by_question: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
             by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
@@ -105,7 +107,8 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
         problem = check_evaluation(evaluation)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, DataError) as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
-        # A file that is as it was written is not damaged; `check_format` raises the DataError.
+        # `check_format` raises a DataError if another version wrote the file. If the content is
+        # what was written and cannot be read all the same, another version wrote it, too.
         if is_whole or isinstance(error, DataError):
             raise DataError(f"another version of slimdown wrote it: {problem}") from None
     if problem:
@@ -117,7 +120,7 @@ def _build_sample(rows: list[dict[str, Any]]) -> Sample:
     """Build the sample of a question from its rows, one for each metric."""
     facts = {name: rows[0][name] for name in _QUESTION_FACTS}
     facts |= {name: tuple(facts[name]) for name in ("choices", "log_likelihoods")}
-    repeated = {row["metric"]: row["repeated_scores"] for row in rows}
+    repeated = {row["metric"]: row["repeated_scores"] for row in rows}  # None: one answer was drawn
     return Sample(
         **facts,
         answers={row["metric"]: row["answer"] for row in rows},
@@ -127,4 +130,5 @@ def _build_sample(rows: list[dict[str, Any]]) -> Sample:
 
 
 def _hash_content(table: pa.Table, facts: dict[str, Any]) -> str:
+    """Hash the rows of a file and the facts of its metadata, by which damage is noticed."""
     return sha256(json.dumps([table.to_pylist(), facts]).encode()).hexdigest()

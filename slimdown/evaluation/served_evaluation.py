@@ -33,11 +33,14 @@ def find_served_otherwise(
         templates: The chat template with which both models are asked, and the tuned model's own.
         serving: How the tuned model is served.
         base: How the base model is served.
+
+    Returns:
+        These benchmarks, by name.
     """
     compared_template, served_template = templates
     found = {}
     for name, task in tasks.items():
-        has_other_prompts = serving.start != base.start
+        has_other_prompts = serving.start != base.start  # BOS, or nothing
         if task.narrow(config).apply_chat_template:
             has_other_prompts |= compared_template != served_template or serving.doubles_bos(base)
         # Stops that only the tuned model has change nothing: they also end its answers when it is
@@ -66,13 +69,14 @@ def evaluate_as_served(
         config: How the base was asked.
         backend: How both models were scored.
         model: The tuned model as `ExternalModel.serve` returns it.
-        evaluation: The tuned model's answers when it was asked as the base.
+        evaluation: The tuned model's answers to all benchmarks when it was asked as the base.
         cache: Where evaluations are found and kept.
         on_progress: As for `Evaluator.evaluate`.
 
     Returns:
         All benchmarks: those of `tasks` as the served model answered them, and all others from
-        `evaluation`. Questions, their order and their targets are the same; prompts differ.
+        `evaluation`. Questions, their order and their targets are the same; prompts differ. The
+        seconds and costs are those of the served model alone.
     """
     evaluator = Evaluator(dict(tasks), config, backend=backend)
     measured = {name: evaluation.benchmarks[name] for name in tasks}
@@ -83,6 +87,7 @@ def evaluate_as_served(
             name for name in answers if len(answers[name].samples) < len(measured[name].samples)
         }
 
+    # With looks, sequential testing may have ended the asking before all questions were asked.
     may_have_stopped = any(benchmark.looks for benchmark in measured.values())
     stop_when = find_shorter if may_have_stopped else None
     served = evaluator.evaluate(model, cache, stop_when, on_progress)

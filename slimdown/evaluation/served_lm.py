@@ -20,7 +20,7 @@ from slimdown.utils.errors import ModelError
 
 _TRIES = 8  # of a request; lm-eval waits 36 seconds between them in all
 _PASSING = (408, 425, 429)  # of the statuses below 500, those that may pass
-_PROBE = "The capital of France is Paris."
+_PROBE = "The capital of France is Paris."  # to try whether a server scores a prompt
 _ADVICE = "The answers so far are kept: repeat the command when the server answers"
 
 
@@ -35,7 +35,9 @@ class _FinalError(BaseException):
 class _Client:
     """A mixin for lm-eval's clients: a request that will fail again is not repeated.
 
-    lm-eval 0.4.13 repeats what is refused, and what was silent until the timeout.
+    lm-eval 0.4.13 repeats every request that fails, even if the server refuses it or sends nothing
+    until the timeout. lm-eval calls `model_call` for one request at a time, and `amodel_call` for
+    concurrent ones.
     """
 
     def model_call(self, *args: Any, **settings: Any) -> Any:
@@ -54,9 +56,11 @@ class _Client:
 
 
 def _end_final(error: Exception) -> None:
-    """Raise `_FinalError` from an error that a repetition would meet again."""
+    """Raise `_FinalError` if a repeated request would fail with the same error."""
     import requests
 
+    # aiohttp's errors have a `status`, those of `requests` a response. An error without either,
+    # such as a broken connection, may pass like a status of 500.
     response = getattr(error, "response", None)
     status = getattr(error, "status", None) or getattr(response, "status_code", None) or 500
     is_silent = isinstance(error, requests.ReadTimeout | TimeoutError)
@@ -65,9 +69,9 @@ def _end_final(error: Exception) -> None:
 
 
 class _CountedAnswer(Answer):
-    """An answer whose tokens the server has counted; None: it has not."""
+    """An answer with the number of its tokens, if the server tells it."""
 
-    n_tokens: int | None = None
+    n_tokens: int | None = None  # None: the server did not tell it
 
 
 class _ChatClient(_Client, LocalChatCompletion):  # type: ignore[misc]  # lm_eval is untyped
@@ -78,24 +82,26 @@ class _ChatClient(_Client, LocalChatCompletion):  # type: ignore[misc]  # lm_eva
         self.think_end_token = think_end_token
 
     def _create_payload(self, messages: Any, **settings: Any) -> Any:
+        """Write the body of a request; `messages` is what `ServedLM._write` put together."""
         payload: dict[str, Any] = super()._create_payload(messages["messages"], **settings)
         return payload | messages["more"]
 
     def parse_generations(self, outputs: Any, **settings: Any) -> list[_CountedAnswer]:
-        """Read the answer and the thinking of a server's response."""
+        """Read the answer and the thinking of a server's response, as a list of one answer."""
         choice = outputs["choices"][0]
         message = choice["message"]
         ran_out = choice.get("finish_reason") == "length"
         text = str(message.get("content") or "")
+        # Servers have two names for the thinking that they took out of the answer.
         thinking = str(message.get("reasoning_content") or message.get("reasoning") or "")
         if end := self.think_end_token:
             begin = end.replace("/", "", 1)  # <think> for </think>
-            if end in text:  # the server has not taken the thinking apart
+            if end in text:  # the server has left the thinking in the answer
                 thinking, _, text = text.rpartition(end)
             elif text.lstrip().startswith(begin):  # it was cut while it thought
                 thinking, text = text, ""
         never_ended = ran_out and bool(thinking) and not text.strip()
-        text = text.lstrip() if thinking else text
+        text = text.lstrip() if thinking else text  # as `HFLM` does behind thinking
         answer = _CountedAnswer(text, thinking, never_ended, ran_out)
         answer.n_tokens = (outputs.get("usage") or {}).get("completion_tokens")
         return [answer]
@@ -139,45 +145,57 @@ class ServedLM(VirtualTokensLM):
         prompts_url = f"{server.address}/completions"
         self._chat = _ChatClient(self.think_end_token, base_url=chat_url, **options)
         self._prompts = _PromptClient(self.tokenizer, base_url=prompts_url, **options)
-        self._n_cut = self._n_empty = self._n_answered = 0
+        # How many answers there were, how many were empty, and how many were cut because the
+        # server's context was full.
+        self._n_answered = self._n_empty = self._n_cut = 0
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Have the server answer the messages that the prompts were made of."""
-        settings = [
+        # For each request, its `until`, which are the stop texts, and its `max_gen_toks`.
+        all_settings = [
             normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests
         ]
-        messages = [
-            self._write(request, limits) for request, limits in zip(requests, settings, strict=True)
-        ]
+        pairs = zip(requests, all_settings, strict=True)
+        written_requests = [self._write(request, settings) for request, settings in pairs]
         self._chat.set_cache_hook(self.cache_hook)
         with self._ask():
-            answers = self._chat.generate_until(messages)
-        return [
-            self._read(answer, limits) for answer, limits in zip(answers, settings, strict=True)
-        ]
+            answers = self._chat.generate_until(written_requests)
+        answered = zip(answers, all_settings, strict=True)
+        return [self._read(answer, settings) for answer, settings in answered]
 
     def _write(self, request: Any, settings: Any) -> Any:
-        """Write a request as the client takes it: messages, stops and the most tokens."""
+        """Write a request as the client takes it: messages, stops and the most tokens.
+
+        Args:
+            request: The harness's request, whose prompt is a `ChatPrompt`.
+            settings: What `normalize_gen_kwargs` made of its settings of generation.
+        """
         # Variables that the template reads, such as enable_thinking; the server has its own.
         variables = {
             name: value
             for name, value in self.chat_template_args.items()
             if name != "chat_template" and name in str(self.tokenizer.chat_template)
         }
-        more = {"chat_template_kwargs": variables} if variables else {}
+        more = {"chat_template_kwargs": variables} if variables else {}  # what the body also has
         content = {"messages": request.args[0].messages, "more": more}
         stops = [] if self.think_end_token else settings["until"]  # thinking may hold such a text
         limits = {"until": stops, "max_gen_toks": settings["max_gen_toks"], "temperature": 0}
         return SimpleNamespace(args=(JsonChatStr(json.dumps(content)), limits))
 
     def _read(self, answer: _CountedAnswer, settings: Any) -> Answer:
-        """Cut an answer at its stops, as a server takes four of them at most; count what is odd."""
+        """Cut an answer at its stop texts, and count whether it is empty or cut by the server.
+
+        Args:
+            answer: As the client read it.
+            settings: What `normalize_gen_kwargs` made of the request's settings of generation.
+        """
         text = str(answer)
-        for stop in filter(None, settings["until"]):
+        for stop in filter(None, settings["until"]):  # the server got at most four of them
             text = text.partition(stop)[0]
-        ran_out = answer.ran_out and text == answer
+        ran_out = answer.ran_out and text == answer  # not if a stop text came before the limit
         self._n_answered += 1
         self._n_empty += not text.strip()
+        # An answer that ran out of tokens before its own limit has filled the server's context.
         is_short = answer.n_tokens is not None and answer.n_tokens < settings["max_gen_toks"]
         self._n_cut += ran_out and is_short
         return Answer(text, answer.thinking, answer.never_ended, ran_out)
@@ -185,7 +203,11 @@ class ServedLM(VirtualTokensLM):
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> Any:
-        """Have the server score the tokens, as it scores those of its prompt."""
+        """Have the server score answers: each is sent behind its context as a part of the prompt.
+
+        The server returns the log-probability of every token of a prompt. Arguments are those of
+        `HFLM`; only `requests` is used.
+        """
         self._prompts.set_cache_hook(self.cache_hook)
         with self._ask():
             return self._prompts._loglikelihood_tokens(requests)
@@ -196,6 +218,9 @@ class ServedLM(VirtualTokensLM):
 
         Their bars cannot be turned off, so standard error is hidden. slimdown's own bar is drawn by
         rich, which finds the true file by `rich_proxied_file`.
+
+        Raises:
+            ModelError: A client failed inside.
         """
         log = logging.getLogger("lm_eval.models.api_models")
         level = log.level
@@ -229,6 +254,9 @@ def check_answers(server: Server, tokenizer: Any, needs_scores: bool) -> bool:
         tokenizer: The base model's.
         needs_scores: Whether to find out if it scores a prompt; otherwise False is returned.
 
+    Returns:
+        Whether the server returns the log-probabilities of a prompt's tokens.
+
     Raises:
         ModelError: It does not answer messages.
     """
@@ -248,8 +276,10 @@ def _scores_prompt(server: Server, tokenizer: Any) -> bool:
     try:
         logprobs = server.request("/completions", body)["choices"][0]["logprobs"]
         values, texts = logprobs["token_logprobs"], logprobs["tokens"]
+        # The first token has no log-probability, because nothing comes before it.
         is_scored = all(value is not None and value < 0 for value in values[1 : len(tokens)])
     except (ModelError, LookupError, TypeError):  # such as a list without `echo`
         return False
     written = "".join(map(str, texts[: len(tokens)]))
+    # Behind the tokens of the prompt comes the one that the server had to generate.
     return is_scored and len(values) == len(tokens) + 1 and written.strip() == _PROBE

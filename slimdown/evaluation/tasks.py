@@ -58,6 +58,7 @@ class BenchmarkTask:
     usable_metrics: frozenset[str]  # means where more is better; without filters
     weighs_tasks_alike: bool = False  # a group that the harness averages over tasks
     files_hash: str = field(default="", repr=False)  # of task files that are not the harness's own
+    # The requests that were built, by the format of the prompts.
     _built: dict[str, Requests] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -88,9 +89,10 @@ class BenchmarkTask:
 
     @property
     def unservable(self) -> str:
-        """Why a server is not asked its questions yet; empty: it is.
+        """Why slimdown cannot ask a server its questions yet; empty: it can.
 
-        Servers give tool calls a form of their own, and only some go on with a begun answer.
+        Servers return tool calls in a form of their own, and only some continue an answer that the
+        prompt begins.
         """
         if any(getattr(task, "has_tools", False) for task in self.tasks.values()):
             return "has questions with tools"
@@ -101,7 +103,7 @@ class BenchmarkTask:
         """Return how this benchmark is asked, see `EvaluationConfig.narrow`."""
         if self.has_messages:
             evaluation = replace(evaluation, apply_chat_template=True)
-        if self.reads_texts:  # as they are, whatever the prompts of questions are
+        if self.reads_texts:  # documents are no prompts: they are read as they are
             evaluation = replace(evaluation, apply_chat_template=False, system_instruction=None)
         return evaluation.narrow(self.generates)
 
@@ -113,7 +115,7 @@ class BenchmarkTask:
             evaluation: How this benchmark is asked, see `narrow`.
 
         Returns:
-            By task and number of the question, in the harness's order.
+            The requests, in the harness's order. They are built once for each format of prompts.
 
         Raises:
             ConfigError: The chat template fails for these questions.
@@ -121,13 +123,14 @@ class BenchmarkTask:
         """
         by_template = evaluation.apply_chat_template
         template = (lm.tokenizer.chat_template, lm.chat_template_args) if by_template else ()
+        # All that prompts depend on besides the questions.
         prompt_format = repr((evaluation.system_instruction, template))
         if prompt_format in self._built:
             return self._built[prompt_format]
         requests: Requests = {}
         for name, task in self.tasks.items():
             task.set_fewshot_seed(FEWSHOT_SEED)  # else a second call would draw other examples
-            if template and self.config.path:
+            if template and self.config.path:  # a `QuestionTask` renders messages itself
                 task.tokenizer, task.template_args = lm.tokenizer, lm.chat_template_args
             try:
                 task.build_all_requests(
@@ -180,7 +183,8 @@ class BenchmarkTask:
             digest.update(re.sub(r" at 0x[0-9a-f]+", "", settings).encode())
         for key, own_requests in requests.items():
             arguments = [str(request.args) for request in own_requests]
-            contents = [key, arguments, own_requests[0].doc]
+            row = own_requests[0].doc  # all requests of a question have the same row
+            contents = [key, arguments, row]
             digest.update(json.dumps(contents, default=str).encode())
         return digest.hexdigest()[:32]
 
@@ -212,12 +216,12 @@ def load_tasks(
         include_path: A folder with task files of your own.
         max_gen_toks: The most tokens of each generated answer, if the benchmark does not set it.
         stop: Texts at which each generated answer ends, if the benchmark does not set them.
-        lacking: Gets, by benchmark, the reason why its questions cannot be loaded. None: such a
-            benchmark is an error.
+        lacking: Receives the benchmarks whose questions cannot be loaded: by name, the reason. It
+            is changed. None: a benchmark that cannot be loaded is an error.
         on_progress: Receives how many benchmarks are read, how many there are, and the next name.
 
     Returns:
-        The tasks by name.
+        The benchmarks that could be loaded, by name.
 
     Raises:
         ConfigError: A task is unknown, runs code from outside, or cannot give the metric or the
@@ -235,7 +239,7 @@ def load_tasks(
         manager = _index_task_files(in_harness, own_folders)
         for i, (name, benchmark) in enumerate(benchmarks.items()):
             on_progress(i, len(benchmarks), name)
-            if benchmark.path is not None:
+            if benchmark.path is not None:  # a file of the user's own questions
                 rows = read_questions(benchmark.path, benchmark.score)
                 found = {"tasks": {benchmark.task: make_file_task(benchmark, rows)}}
                 loaded[name] = _check_task(name, benchmark, found, files_hash="")
@@ -248,7 +252,7 @@ def load_tasks(
                 if lacking is None:
                     raise
                 if is_silence(error) and not loaded:
-                    # The hub does not answer, and each other benchmark would wait as long.
+                    # The hub does not answer. Every other benchmark would wait for it as long.
                     raise DataError(f"{error}. {_MEASURE_CACHED}") from None
                 lacking[name] = str(error)
                 continue
@@ -274,14 +278,18 @@ def _join_problems(problems: Iterable[str]) -> str:
 
 
 def _index_task_files(names: set[str], own: list[str]) -> Any:
-    """Return the harness's manager of tasks, which has read the files that define `names`.
+    """Return a manager of the harness that knows the tasks, groups and tags of these names.
 
-    The harness takes half a minute to parse all of its 14,000 files. That is only done for groups
-    and tags.
+    The harness takes half a minute to parse all of its 14,000 files. So they are parsed only if a
+    name is that of a group or a tag, whose file `_find_task_folders` does not find.
 
     Args:
         names: The tasks, groups and tags that are asked for.
-        own: Folders with other task files, which count before the harness's.
+        own: Folders with task files of slimdown and of the user. If the harness has a task of the
+            same name, theirs is taken.
+
+    Returns:
+        The `TaskManager`. It may lack a name, if no task file can be read for it.
     """
     from lm_eval.tasks import TaskManager
 
@@ -295,7 +303,20 @@ def _index_task_files(names: set[str], own: list[str]) -> Any:
 
 
 def _load_from_harness(setting: str, task: str, manager: Any) -> Any:
-    """Load a task, or all of a group, with its data."""
+    """Load a task, or all tasks of a group, with their data.
+
+    Args:
+        setting: The setting that names the task, for messages.
+        task: The name of a task, a group or a tag.
+        manager: What `_index_task_files` returned.
+
+    Returns:
+        What the harness's `load` returns: its `tasks` and its `groups`, both by name.
+
+    Raises:
+        ConfigError: There is no such task, or its file is damaged.
+        DataError: Its data cannot be loaded.
+    """
     if task not in manager.all_tasks:
         problem = "a task file names it, but holds no task that can be read"
         raise ConfigError(f"{setting}={task}: {problem}")
@@ -308,7 +329,11 @@ def _load_from_harness(setting: str, task: str, manager: Any) -> Any:
 
 
 def _try_scoring(tasks: dict[str, Any]) -> None:
-    """Score a made-up answer of each task, so that what scoring loads is refused before a run."""
+    """Score a made-up answer of each task inside `forbid_hub_metrics`.
+
+    Some tasks take a metric from the hub only when they score. So this is refused before a run
+    begins. `forbid_hub_metrics` raises on leaving, although errors are suppressed here.
+    """
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False):
             continue  # it would run the answer as code; `_set_shots` refuses such tasks
@@ -316,6 +341,7 @@ def _try_scoring(tasks: dict[str, Any]) -> None:
             with suppress(Exception):  # scoring may fail, because the answer is made up
                 task.doc_to_text(doc)
                 choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else ()
+                # As a model gives them: log-likelihoods, for choices with whether it is greedy.
                 answers: list[Any] = [(-1.0, False) for _ in choices]
                 if task.OUTPUT_TYPE == "generate_until":
                     answers = ["made up"]
@@ -325,15 +351,21 @@ def _try_scoring(tasks: dict[str, Any]) -> None:
 
 
 def _find_task_folders(names: set[str]) -> list[str]:
-    """Return the harness's folders whose files define tasks; reading them takes half a second."""
+    """Return the harness's folders that define some of these tasks.
+
+    The files are not parsed, but searched for a line such as `task: NAME`. That takes half a
+    second, and it finds no groups and no tags.
+    """
     import lm_eval.tasks
 
     defines = re.compile(rb"""^["']?task["']?:[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
     wanted = {name.encode() for name in names}
     folders = set()
-    for folder, _, files in os.walk(Path(lm_eval.tasks.__file__).parent):
-        for file in (os.path.join(folder, name) for name in files if name.endswith(".yaml")):
-            with open(file, "rb", buffering=0) as stream:
+    for folder, _, file_names in os.walk(Path(lm_eval.tasks.__file__).parent):
+        for file_name in file_names:
+            if not file_name.endswith(".yaml"):
+                continue
+            with open(os.path.join(folder, file_name), "rb", buffering=0) as stream:
                 found = defines.search(stream.read())
             if found and found[1] in wanted:
                 folders.add(folder)
@@ -348,7 +380,8 @@ def _check_task(
     Args:
         name: The benchmark's name.
         benchmark: Its settings. The harness's tasks decide what is not set.
-        found: The harness's `tasks` by name, and its `groups`.
+        found: The harness's `tasks` by name and, unless the benchmark is a file, the `groups` among
+            them by name.
         files_hash: A hash of task files of your own; empty if there are none.
 
     Raises:
@@ -362,13 +395,23 @@ def _check_task(
     group_metrics = getattr(group, "aggregate_metric_list", None) or ()
     metric_names = list(first.higher_is_better())
     filters = [settings["name"] for settings in first.config.filter_list or [{"name": "none"}]]
-    choices = [Metric(name, kept) for name in metric_names if name in usable for kept in filters]
+    # The primary metric is one of these: usable metrics, each with every filter.
+    candidates = [
+        Metric(name, filter_name)
+        for name in metric_names
+        if name in usable
+        for filter_name in filters
+    ]
     if benchmark.metric is None:
         reported = {  # as the score of the group
-            Metric(m.metric, kept) for m in group_metrics for kept in m.filter_list or filters
+            Metric(metric.metric, filter_name)
+            for metric in group_metrics
+            for filter_name in metric.filter_list or filters
         }
-        preferred = [metric for metric in choices if metric in reported]
-        config.metric = str(choose_metric(preferred or choices or [*metric_names, "none"]))
+        preferred = [metric for metric in candidates if metric in reported]
+        # If no metric is usable, any name is taken, and `_check_metric` refuses it with a reason.
+        config.metric = str(choose_metric(preferred or candidates or [*metric_names, "none"]))
+    # If the tasks of a group differ in their worked examples, each keeps its own number.
     shots = {task.config.num_fewshot or 0 for task in tasks.values()}
     if benchmark.num_fewshot is None and len(shots) == 1:
         config.num_fewshot = shots.pop()
@@ -383,14 +426,14 @@ def _check_task(
         own_metrics.append(FLEXIBLE)
     usable.update(own_metrics)
     _check_clusters(name, config, tasks)
-    _check_metric(name, config, first, usable, [*choices, *sorted(own_metrics)])
+    _check_metric(name, config, first, usable, [*candidates, *sorted(own_metrics)])
     for task in tasks.values():
         _set_shots(name, config, task)
     return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)
 
 
 def _find_usable_metrics(tasks: dict[str, Any]) -> set[str]:
-    """Return the metrics that every task has as a mean where more is better."""
+    """Return the metrics that are a mean in every task, and of which more is better."""
     from lm_eval.api.metrics import mean
 
     usable: list[set[str]] = []
@@ -404,12 +447,18 @@ def _find_usable_metrics(tasks: dict[str, Any]) -> set[str]:
 def _find_chance(tasks: dict[str, Any], limit: int | None, weighs_tasks_alike: bool) -> float:
     """Return what guessing scores: one over the number of choices, or 0 if it is not known.
 
-    It is not known if a task has its own scoring code: the right choice may not score 1.
+    It is known only for choices, and not if a task has its own scoring code: then the right choice
+    may not score 1.
+
+    Args:
+        tasks: The harness's tasks by name.
+        limit: How many questions of each task are asked; None: all.
+        weighs_tasks_alike: Whether the mean is over tasks; otherwise it is over all questions.
     """
     kinds = {(task.OUTPUT_TYPE, bool(task.config.process_results)) for task in tasks.values()}
     if kinds != {("multiple_choice", False)}:
         return 0.0
-    shares = []
+    shares = []  # by task, what guessing scores on each question
     for task in tasks.values():
         docs = (doc for _, doc in task.doc_iterator(limit=limit))
         shares.append([1 / len(set(task.doc_to_choice(doc))) for doc in docs])
@@ -431,7 +480,18 @@ def _check_clusters(name: str, config: ResolvedBenchmark, tasks: dict[str, Any])
 def _check_metric(
     name: str, config: ResolvedBenchmark, first: Any, usable: set[str], choices: list[str]
 ) -> None:
-    """Check that the primary metric is a mean of scores where more is better."""
+    """Check that the primary metric is a mean of scores where more is better.
+
+    Args:
+        name: The benchmark's name.
+        config: The benchmark, whose metric is checked.
+        first: One of its tasks, which stands for all.
+        usable: The metrics that are such means, without filters.
+        choices: The same, with the filters that the task has.
+
+    Raises:
+        ConfigError: It is no such mean.
+    """
     primary = Metric(config.metric).name
     has_own_code = first.config.process_results is not None  # which may name metrics as it likes
     if primary in usable and (config.metric in choices or has_own_code):
@@ -446,14 +506,18 @@ def _check_metric(
 
 
 def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
-    """Check that a task can give its number of worked examples, and set it."""
+    """Check that a task can be asked with its number of worked examples, and set this number.
+
+    Raises:
+        ConfigError: The task cannot be asked at all, or not with that many examples.
+    """
     own = task.config.num_fewshot
     n_shots = (own or 0) if config.num_fewshot is None else config.num_fewshot
     if getattr(task, "UNSAFE_CODE", False):
         problem = "runs code that the model writes, which slimdown does not"
     elif getattr(task, "MULTIMODAL", False):
         problem = "asks about images or sounds, but the model reads only text"
-    elif own == 0 and n_shots:
+    elif own == 0 and n_shots:  # the task itself demands 0; with None it demands nothing
         problem = "is asked without worked examples; set num_fewshot to 0"
     elif n_shots and n_shots > (n_rows := _count_examples(task)):
         problem = f"has {n_rows} rows to take {n_shots} worked examples from"
@@ -465,7 +529,17 @@ def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
 
 
 def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[str] | None) -> None:
-    """Set how long generated answers may be, and where they end."""
+    """Set how generated answers are drawn, how long they may be, and where they end.
+
+    Args:
+        task: The benchmark; it is changed.
+        max_gen_toks: The most tokens of an answer, if the benchmark does not set it.
+        stop: The texts that end an answer, if the benchmark does not set them.
+
+    Raises:
+        ConfigError: The benchmark has settings for generated answers, and generates none; or it
+            sets `repeats`, and the task draws several answers already.
+    """
     config = task.config
     if task.generates:
         config.max_gen_toks = config.max_gen_toks or max_gen_toks
@@ -479,7 +553,7 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
         kind = "documents" if task.reads_texts else "choices"
         problem = f"{config.task} has {kind}, and {names} are for generated answers"
         raise ConfigError(f"benchmark.{task.name}: {problem}; leave them out")
-    for harness_task in task.tasks.values():
+    for harness_task in task.tasks.values():  # a group may also have tasks with choices
         if not chosen or harness_task.OUTPUT_TYPE != "generate_until":
             continue
         own_repeats = harness_task.config.repeats or 1
@@ -495,13 +569,17 @@ def _count_examples(task: Any) -> int:
     """Count the worked examples that a task can give, from a split or samples of their own."""
     source = task.fewshot_cfg
     if not (task.has_training_docs() or source.split or source.samples):
-        return 0  # the harness would take the questions
+        return 0  # the harness would use other questions of the benchmark as examples
     n_rows = len(task.sampler.df)
-    return n_rows - 1 if source.split == task.config.test_split else n_rows  # never the question
+    # If examples come from the questions themselves, the one that is asked is not among them.
+    return n_rows - 1 if source.split == task.config.test_split else n_rows
 
 
 def _hash_own_files(manager: Any, tasks: Iterable[str]) -> str:
-    """Hash the YAML and Python files beside tasks that are not the harness's own."""
+    """Hash the task files that are not the harness's own, and all YAML and Python beside them.
+
+    A task file may include the files beside it.
+    """
     import lm_eval.tasks
 
     harness = Path(str(lm_eval.tasks.__file__)).parent
@@ -517,17 +595,23 @@ def _hash_own_files(manager: Any, tasks: Iterable[str]) -> str:
 
 
 def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
-    """Return the texts of the row that the prompt consists of; if there are none, the prompt."""
+    """Return the texts of a question's row that its prompt consists of.
+
+    Returns:
+        The texts, such as a passage and a question about it. If the prompt has no text of the row
+        in it, the prompt. If the prompt has no words, the longest text of the row.
+    """
     prompt = task.doc_to_text(doc)
-    fields: dict[str, str] = {}  # texts by their words
+    fields: dict[str, str] = {}  # the row's texts by their words
     for text in doc.values():
         words = join_words(split_words(text)) if isinstance(text, str) else ""
-        if len(words.strip()) > 1:
+        if len(words.strip()) > 1:  # a single letter, such as that of a choice, is in any prompt
             fields[words] = text
     prompt_words = join_words(split_words(prompt)) if isinstance(prompt, str) else ""
     if not prompt_words.strip():  # it is the number of a choice, or all is the answer
         return (max(fields.values(), key=len, default=""),)
     used = [words for words in fields if words in prompt_words]
+    # A text that is a part of another one is left out.
     longest = [words for words in used if not any(words in text for text in used if text != words)]
     return tuple(fields[words] for words in longest) or (prompt,)
 
@@ -535,8 +619,11 @@ def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
     """Return the right answers to a question as training rows may have them.
 
-    If choices are letters, the text of the right one is taken from a list of the row. A letter that
-    is to be generated is left out, because most texts hold it.
+    If the choices are letters, the text of the right one is taken from a list in the row. If the
+    model has to write a letter, that answer is left out, because most texts hold the letter.
+
+    Returns:
+        The answers; none for a document, and none if they are not words.
     """
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return ()
@@ -547,12 +634,13 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
         targets = task.doc_to_target(doc)
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
     if choices and all(len(choice) == 1 for choice in choices):  # letters
+        # The first list in the row with as many members as there are choices holds their texts.
         lists = (value for value in doc.values() if isinstance(value, list))
         no_texts = [""] * len(choices)
         choices = next((texts for texts in lists if len(texts) == len(choices)), no_texts)
     answers = []
     for target in targets if isinstance(targets, list) else [targets]:
-        if isinstance(target, int) and choices:
+        if isinstance(target, int) and choices:  # the number of a choice
             answers.append(str(choices[target]))
         elif not re.fullmatch(r"\W*[^\W\d]\W*", str(target)):  # a single letter
             answers.append(str(target))
