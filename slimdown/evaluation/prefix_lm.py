@@ -186,8 +186,11 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         read one at a time, because all of their logits are in memory, in 32 bits. For them, `HFLM`
         would draw a bar whatever `disable_tqdm` says.
         """
-        batch_size = 1 if override_bs else override_bs
-        return super()._loglikelihood_tokens(requests, True, batch_size)
+        score = super()._loglikelihood_tokens
+        if not override_bs:
+            return score(requests, disable_tqdm=True)
+        # `HFLM` heeds `override_bs` only if it chooses the batch size itself.
+        return [score([window], disable_tqdm=True)[0] for window in requests]
 
     def apply_chat_template(self, chat_history: Any, *args: Any, **settings: Any) -> ChatPrompt:
         """Render a prompt; a template that runs too long is an error."""

@@ -19,7 +19,7 @@ from slimdown.utils.extensions import find_packages
 # The key of an evaluation contains these versions. If answers or texts are scored in another way,
 # raise the version, so that stored evaluations are not reused.
 _VERSION = 3
-_TEXT_VERSION = 2
+_TEXT_VERSION = 3
 
 
 def make_file_task(benchmark: BenchmarkConfig, rows: QuestionRows) -> ConfigurableTask:

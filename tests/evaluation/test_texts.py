@@ -110,6 +110,21 @@ def test_texts_score_as_in_torch_and_harness(kind: str, batch_size: int, tmp_pat
     assert findings.n == len(TEXTS)
 
 
+@pytest.mark.parametrize("stock", [False, True])
+def test_windows_are_read_one_at_a_time(stock: bool, tmp_path: Path) -> None:
+    """The logits of a whole batch of windows would not fit in memory."""
+    model, tokenizer = open_model("bytes")
+    n_rows: list[int] = []
+
+    def count_rows(module: Any, args: Any, output: Any) -> None:
+        n_rows.append(len(output.logits))
+
+    model.register_forward_hook(count_rows)
+    measure_texts(write_texts(tmp_path / "docs.jsonl"), model, tokenizer, stock, batch_size=4)
+    assert len(n_rows) > len(TEXTS)
+    assert set(n_rows) == {1}
+
+
 def test_a_copy_of_a_text_is_read_once(tmp_path: Path) -> None:
     model, tokenizer = open_model("bytes")
     file = write_texts(tmp_path / "docs.jsonl", [STORY, "red", STORY, "x"])
