@@ -189,7 +189,7 @@ def test_a_page_replaces_the_old_one_only_when_it_is_whole(show: Show, tmp_path:
 
 def test_a_setting_is_compared_within_one_sweep(store: MlflowClient, capsys: Capture) -> None:
     for sweep, rank in (("a", 2), ("a", 4), ("b", 2), ("b", 4)):
-        record_run(compose_config(f"lora.r={rank}"), f"{sweep} {rank}", KEPT, sweep=sweep)
+        record_run(compose_config(f"lora.r={rank}"), f"{sweep} {rank}", sweep=sweep)
     for chosen, sweep in (([], "b"), (["--sweep", "a"], "a")):  # the newest, if none is named
         for by, beginning in ((["--by", "lora.r"], "By lora.r: 2 "), ([], "2 ")):
             assert compare.main([*by, *chosen]) == 0
@@ -206,7 +206,7 @@ def test_a_reference_must_be_a_value_of_one_setting(store: MlflowClient, capsys:
     for rank in (2, 4):
         for length in (64, 128):
             config = compose_config(f"lora.r={rank}", f"train.max_length={length}")
-            record_run(config, f"lora.r={rank} train.max_length={length}", KEPT)
+            record_run(config, f"lora.r={rank} train.max_length={length}")
     assert compare.main(["--against", "2"]) == 1
     problem = capsys.readouterr().err
     assert "--against 2" in problem

@@ -18,7 +18,7 @@ def draw_texts(
 
 def test_it_holds_the_true_ratio_and_excludes_what_is_clearly_another() -> None:
     draw, misses, shown = np.random.default_rng(0), 0, 0
-    for _ in range(300):
+    for _ in range(100):
         after, before = draw_texts(60, draw)
         low, high = find_ratio_interval(after, before)
         misses += not low <= 1 <= high
@@ -26,8 +26,8 @@ def test_it_holds_the_true_ratio_and_excludes_what_is_clearly_another() -> None:
         low, high = find_ratio_interval(after, before)
         shown += low > 1
         assert low < after.sum() / before.sum() < high
-    assert misses / 300 <= 0.05
-    assert shown == 300
+    assert misses <= 5
+    assert shown == 100
 
 
 def test_it_is_the_same_each_time_and_for_texts_in_another_unit() -> None:
