@@ -219,13 +219,10 @@ def test_a_server_that_is_out_of_order_for_a_while_is_asked_again(folder: Path) 
 @pytest.mark.parametrize(
     ("fault", "message", "settings"),
     [
+        (lambda *_: 400, 'answers with HTTP 400: {"error": "out of order"}', []),
         (lambda *_: 401, "needs a key", []),
         (lambda *_: {"choices": []}, "no answer of OpenAI's protocol", []),
-        (
-            lambda *_: 400,
-            'answers with HTTP 400: {"error": "out of order"}',
-            ["served.concurrency=4"],
-        ),
+        (lambda *_: 404, "answers with HTTP 404", ["served.concurrency=4"]),
         (
             lambda *_: time.sleep(3),
             "sent nothing for 1 seconds",
