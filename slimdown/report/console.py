@@ -250,8 +250,8 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     Args:
         label: The stage's name.
         unit: What is counted, such as steps.
-        later: How many seconds the later stages take, for the time left of the whole run; 0: none, or
-            not known, so only the time left of this stage is shown.
+        later: How many seconds the later stages take, for the time left of the whole run. 0: none,
+            or not known; then only the time left of this stage is shown.
 
     Yields:
         A function that takes progress: the number done, the total (0: not known), and a short text
