@@ -59,8 +59,7 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
     steps = [f"{step:,}" for step in read_steps(grouped)]  # empty unless the rows are checkpoints
     values = [row.settings.get(axis_setting, EMPTY) for row in grouped.rows]
     labels = steps or drop_shared_beginning(values, "/")
-    # By column, a mean for each row. Its value is nan if the row did not measure this column, so
-    # that the rows of two columns can be paired.
+    # By column, a mean for each row; nan if the row did not measure this column.
     columns: dict[str, list[DrawnMean]] = {name: [] for name in headings}
     judged_rows = judge_configurations(grouped)
     for row, label, judged in zip(grouped.rows, labels, judged_rows, strict=True):
@@ -68,10 +67,11 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
         for name in headings:
             mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
             columns[name].append(DrawnMean(label, others, _list_seeds(row, name), mean))
-    panels: dict[str, list[DrawnMean]] = {}  # by heading, the means that were measured
-    for name, means in columns.items():
-        if measured := [drawn for drawn in means if isfinite(drawn.mean.value)]:
-            panels[headings[name]] = measured
+    panels = {
+        headings[name]: means
+        for name, means in columns.items()
+        if any(isfinite(drawn.mean.value) for drawn in means)
+    }
     if not panels:
         return []
     figure = draw_seeds(axis_setting, panels)

@@ -109,8 +109,8 @@ def draw_seeds(
 
     Args:
         setting: The setting along the horizontal axis.
-        panels: By heading, the configurations that measured this column, in their order. A panel
-            may lack some. All numbers are shares of 1.
+        panels: By heading, all configurations in their order; all numbers are shares of 1. One that
+            did not measure this column has a mean of nan, and is not drawn in this panel.
         width: In inches. Below `WIDTH` the panels stand below one another.
     """
     n_across = max(1, min(len(panels), 3 if width == WIDTH else 1))
@@ -121,8 +121,9 @@ def draw_seeds(
     combinations = list(dict.fromkeys(drawn.other_settings for drawn in all_means))
     for number, (heading, means) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(n_down, n_across, number)
-        _draw_seeds_and_means(axes, means, values, combinations)
-        axes.set_ylim(*_find_limits([seed for drawn in means for seed in drawn.seeds]))
+        measured = [drawn for drawn in means if isfinite(drawn.mean.value)]
+        _draw_seeds_and_means(axes, measured, values, combinations)
+        axes.set_ylim(*_find_limits([seed for drawn in measured for seed in drawn.seeds]))
         axes.set_xlim(-0.6, len(values) - 0.4)
         # Labels that are too long for the width of a panel would overlap.
         letters_of_panel = 26 if n_across > 1 else 48
@@ -145,7 +146,7 @@ def _draw_seeds_and_means(
 
     Args:
         axes: The panel.
-        means: The configurations of the panel.
+        means: The configurations that the panel shows.
         values: All values of the setting, from left to right.
         combinations: All combinations of the other settings. Each has a color, and a place of its
             own at every value.
@@ -254,7 +255,8 @@ def draw_scales(
     """Draw each benchmark's change against the scale of the adapter, with 95 % intervals.
 
     Args:
-        curves: By benchmark, pairs of a scale and the change there, a share of 1.
+        curves: As `build_simultaneous_curves` returns them: by benchmark, pairs of a scale and the
+            change there, a share of 1.
         width: In inches.
     """
     figure = _new_figure("Change by scale", 3.2 + 0.16 * len(curves), width)
@@ -292,13 +294,13 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
     n_down = ceil(len(stages.benchmarks) / n_across)
     names = [stages.steps[0].before, *(step.after for step in stages.steps)]
     figure = _new_figure("Score after each stage", 0.4 + 2.4 * n_down, width)
-    for panel, name in enumerate(stages.benchmarks, 1):
-        axes = figure.add_subplot(n_down, n_across, panel)
+    for number, name in enumerate(stages.benchmarks, start=1):
+        axes = figure.add_subplot(n_down, n_across, number)
         # `list_changes` also gives the change from the first stage to the last: it has no bar.
         changes = [change for _, change in stages.list_changes(name)[: len(stages.steps)]]
         score = 100 * changes[0].primary.base.value
         axes.plot([-0.35, 0.35], [score, score], color=INK, linewidth=2.5)
-        for place, change in enumerate(changes, start=1):
+        for place, change in enumerate(changes, start=1):  # the first stage is at place 0
             color = find_style(change.verdict).color
             rise = 100 * change.primary.difference.value
             arms = _measure_arms([change.shown_change])

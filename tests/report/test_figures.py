@@ -3,6 +3,8 @@
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from math import nan
 from typing import Any
 
 import pytest
@@ -85,6 +87,17 @@ def test_a_line_has_the_color_of_its_dots_where_a_panel_lacks_the_first_settings
     lines: list[Any] = axes.lines
     [curve] = [line for line in lines if line.get_alpha() == 0.6]
     assert {line.get_color() for line in lines if line.get_alpha() == 0.5} == {curve.get_color()}
+
+
+def test_values_keep_their_order_where_a_panel_lacks_the_first() -> None:
+    unmeasured = replace(LEARNED[0], mean=estimate(nan))
+    figure = figures.draw_seeds("lora.r", {"a": [unmeasured, *LEARNED[1:]], "b": KEPT})
+    for axes, n_joined in zip(figure.axes, (2, 3), strict=True):
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "8", "16"]
+        curves: list[Any] = [line for line in axes.lines if line.get_alpha() == 0.6]
+        across = [list(curve.get_xdata()) for curve in curves]
+        assert across == [sorted(across[0])]
+        assert len(across[0]) == n_joined
 
 
 def test_the_axis_of_scales_has_each_scale_in_its_place() -> None:
