@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _MAX_RANK = 64  # vLLM's max_lora_rank, equal for all runs so that they share a base
 _KEEP_HF = "set evaluation.backend=hf"
-# Adapter settings that vLLM reads or that no answer depends on; then what all others must be.
+# Settings of an adapter that may have any value: vLLM reads them, or no answer depends on them.
 # fmt: off
 _HARMLESS = frozenset([
     "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_alpha", "lora_dropout",
@@ -31,12 +31,13 @@ _HARMLESS = frozenset([
     "use_rslora",
 ])
 # fmt: on
+# All other settings must be unset, or have one of these values.
 _PLAIN = {"peft_type=LORA", "bias=none", "init_lora_weights=True"}
 _PLAIN |= {f"r={rank + 1}" for rank in range(_MAX_RANK)}
 
 
 def find_problems(config: RunConfig) -> Iterator[str]:
-    """Yield each reason why vLLM cannot answer as these settings ask."""
+    """Yield each reason why vLLM cannot answer as these settings ask; nothing is imported."""
     named, quantization = "evaluation.backend=vllm", config.quantization
     if not all(map(find_spec, ("vllm", "vllm_bnb_plugin"))):
         yield f"{named} is not installed; {name_install('vllm')}"
@@ -46,7 +47,7 @@ def find_problems(config: RunConfig) -> Iterator[str]:
         yield f"{named} needs a GPU of NVIDIA's, got model.device={config.model.device}; {_KEEP_HF}"
     if config.tuned_model and config.tuned_model.gguf:
         yield f"{named} reads no GGUF file, got tuned={config.tuned}; {_KEEP_HF}"
-    # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
+    # vllm-bnb-plugin 0.0.3 always quantizes to nf4, double, in bfloat16, whatever it is asked for.
     double = quantization.bnb_4bit_use_double_quant
     compute = quantization.bnb_4bit_compute_dtype
     other_dtypes = {config.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
@@ -55,7 +56,7 @@ def find_problems(config: RunConfig) -> Iterator[str]:
         dtypes = f"{compute}, model.dtype={config.model.dtype}"
         settings = f"{quantization.name}, double={double}, {dtypes}"
         yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {_KEEP_HF}"
-    if config.tuned is None and not _can_serve_method(config):
+    if config.tuned is None and not _can_serve_method(config):  # this run trains
         methods = list_methods(lambda facts: facts.is_plain_lora or facts.trains_weights)
         able = f"method={methods}, a LoRA with r={_MAX_RANK} at most and no lm_head"
         yield f"{named} takes {able}, got {config.method.name} with r={config.lora.r}; {_KEEP_HF}"
@@ -81,7 +82,7 @@ def check_tuned(config: RunConfig) -> None:
         file = fetch_tuned_model(tuned) / "adapter_config.json"
         settings = read_adapter_config(file.parent).items() if file.is_file() else ()
         used = {f"{name}={value}" for name, value in settings if value and name not in _HARMLESS}
-        # The message names the kind of adapter, if that is what vLLM does not take.
+        # Sorted, so that the message names the kind of adapter if vLLM does not take this kind.
         if odd := sorted(used - _PLAIN, key=lambda text: ("peft_type" not in text, text)):
             raise ModelError(
                 f"{tuned.named}: evaluation.backend=vllm takes a plain LoRA of rank "
@@ -102,14 +103,19 @@ def open_generator(
         count_longest: Returns the most tokens of a prompt and its answer, or 0 for the model's
             window. It is called when the first question is asked.
 
+    Yields:
+        A function that takes the harness's requests and returns the text of an answer to each.
+
     Raises:
         ModelError: vLLM would quantize the weights in another way, or cannot answer.
     """
     from transformers import AutoConfig
 
+    # The type of the numbers in the model's files, such as bfloat16.
     stored = str(AutoConfig.from_pretrained(model.files).dtype).removeprefix("torch.")
     has_experts = any(name.endswith("experts") for name, _ in model.model.named_modules())
     is_bfloat16 = stored == model.dtype == "bfloat16"
+    # Whether vLLM quantizes the weights just as the model here is quantized.
     is_exact = model.quantization == "nf4" and is_bfloat16 and not has_experts
     if model.quantization != "none" and not is_exact:
         experts = ", and experts" if has_experts else ""
@@ -119,7 +125,7 @@ def open_generator(
             f", computed in {model.dtype}{experts}; set evaluation.backend=hf"
         )
     with ExitStack() as stack:
-        pipe: Any = None
+        pipe: Any = None  # to the engine's process, once it runs
 
         def generate(requests: list[Any]) -> list[str]:
             nonlocal pipe
@@ -139,7 +145,12 @@ def open_generator(
 
 @contextmanager
 def _run_engine(model: "LoadedModel", longest: int) -> Iterator[Any]:
-    """Yield a pipe to a process in which vLLM answers; on leaving, the process ends."""
+    """Yield a pipe to a process in which vLLM answers; on leaving, the process ends.
+
+    Args:
+        model: The model whose files vLLM reads.
+        longest: The most tokens of a prompt and its answer; 0: the model's window.
+    """
     import torch
 
     from slimdown.models.device_memory import release_memory
@@ -148,7 +159,7 @@ def _run_engine(model: "LoadedModel", longest: int) -> Iterator[Any]:
         folder = stack.enter_context(TemporaryDirectory(prefix="slimdown-vllm-"))
         model.tokenizer.save_pretrained(folder)
         release_memory()
-        free, total = torch.cuda.mem_get_info()  # the model that is trained keeps its own
+        free, total = torch.cuda.mem_get_info()  # the model that slimdown holds stays in memory
         settings: dict[str, Any] = {
             "pretrained": model.files,
             "tokenizer": folder,
@@ -168,6 +179,7 @@ def _run_engine(model: "LoadedModel", longest: int) -> Iterator[Any]:
         process = get_context("spawn").Process(target=_serve, args=(process_end, settings))
         process.start()
         process_end.close()  # else `recv` would wait for ever after the process ended
+        # On leaving, the last of these callbacks runs first.
         stack.callback(process.kill)
         stack.callback(process.join, 10)
         stack.callback(pipe.close)
@@ -175,10 +187,17 @@ def _run_engine(model: "LoadedModel", longest: int) -> Iterator[Any]:
 
 
 def _serve(pipe: Any, settings: dict[str, Any]) -> None:
-    """Answer requests that come through a pipe with texts, or with what went wrong."""
-    for stream in (1, 2):
+    """Answer requests through a pipe, until the process is killed.
+
+    Args:
+        pipe: It brings lists of the arguments of requests. It gets back the list of their answers,
+            or a text that says what went wrong; then the process ends.
+        settings: Those of lm-eval's `VLLM`.
+    """
+    for stream in (1, 2):  # vLLM writes much to standard output and standard error
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    # In this process the engine schedules the same way each time, and ends with the process.
+    # The engine shall run in this process: there it schedules the same way each time, and it ends
+    # with the process.
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
     try:
         from lm_eval.models.vllm_causallms import VLLM

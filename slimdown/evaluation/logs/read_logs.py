@@ -37,11 +37,13 @@ def list_readers() -> dict[str, LogReader]:
     """
     demand = "a module or object with FILES, find_files and open_logs"
     table = add_extensions("slimdown.logs", _OWN, _is_reader, demand)
+    # Other packages' readers, then slimdown's own, then tables: False comes before True.
     order = sorted(table, key=lambda kind: (kind in _OWN, kind == "tables"))
     return {kind: table[kind] for kind in order}
 
 
 def _is_reader(added: Any) -> bool:
+    """Whether something that another package adds has what `LogReader` asks for."""
     functions = [getattr(added, name, None) for name in ("find_files", "open_logs")]
     return all(map(callable, functions)) and isinstance(getattr(added, "FILES", None), str)
 
@@ -50,7 +52,7 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     """Find the logs that a path stands for.
 
     Returns:
-        Their kind, and the files, oldest first.
+        Their kind, which is a key of `list_readers`, and the files, oldest first.
 
     Raises:
         DataError: There are none, or they are of several tools or models.
@@ -64,6 +66,7 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     if kinds:
         first = kinds[0]  # one file may look like a log of several tools: the first reader has it
         return first, files_by_kind[first]
+    # The folder holds no logs, but perhaps those of several models in folders of their own.
     if len(folders := _list_models(path)) > 1:
         raise DataError(f"{path} holds {name_models(folders)}")
     if not path.exists():
@@ -115,13 +118,14 @@ def read_logs(
     """
     metrics, clusters = metrics or {}, clusters or {}
     _check_types(metrics, targets, clusters)
+    # The newest log of each benchmark: by name, and in the order in which they were made.
     newest, used = _open_newest(Path(str(folder)), on_note)
     for name in (*metrics, *targets, *clusters):
         if name not in newest:
             raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
     benchmarks: dict[str, BenchmarkEvaluation] = {}
     for name, log in newest.items():
-        role = Role.target if name in targets else None
+        role = Role.target if name in targets else None  # None: its usual one
         metric, cluster = metrics.get(name), clusters.get(name)
         if evaluation := log.read_benchmark(name, metric, role, cluster):
             benchmarks[name] = evaluation
@@ -147,8 +151,15 @@ def _open_newest(
 ) -> tuple[dict[str, LoggedTask], list[LoggedTask]]:
     """Open the newest log of each benchmark in a folder.
 
+    Args:
+        folder: The folder, or one file.
+        on_note: Called with a line if older logs are left out.
+
     Returns:
         The logs by the benchmark's name; and the same logs in the order in which they were made.
+
+    Raises:
+        DataError: There are no logs, they were not made alike, or two benchmarks have one name.
     """
     kind, files = find_logs(folder)
     open_logs = list_readers()[kind].open_logs
@@ -156,13 +167,15 @@ def _open_newest(
         # The tables of both models get the same name, however their files are called.
         open_logs = partial(score_tables.open_logs, title="scores")
     logs = [log for file in files for log in open_logs(file)]
-    newest = {name_benchmark(log.title): log for log in logs}  # the oldest come first in `logs`
+    # The oldest come first in `logs`, so a newer log replaces an older one of the same benchmark.
+    newest = {name_benchmark(log.title): log for log in logs}
     used = [log for log in logs if newest[name_benchmark(log.title)] is log]
-    if kind == "tables" and len(logs) > len(newest):
+    if kind == "tables" and len(logs) > len(newest):  # nothing says which table is newer
         names = ", ".join(newest)
         problem = "two of the tables' benchmarks have one name, in letters, digits, _ and -"
         raise DataError(f"{folder}: {problem} ({names}); rename one, or give one table")
-    # lm_eval has a folder for each model, so its older logs may have had other settings.
+    # lm_eval makes a folder for each model, so its older logs may have had other settings. In the
+    # folder of another tool, a log with other settings may be that of another model.
     _check_made_alike(folder, used if kind == "lm_eval" else logs)
     if len(logs) > len(used):
         read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
@@ -181,9 +194,14 @@ def _check_types(metrics: object, targets: object, clusters: object) -> None:
 
 
 def _check_made_alike(folder: Path | str, logs: Sequence[LoggedTask]) -> None:
-    """Refuse logs of several models, engines or settings in one folder."""
+    """Refuse logs of several models, engines or settings in one folder.
+
+    Raises:
+        DataError: Names the first setting in which two logs differ.
+    """
     settings = [{**log.made_by, **log.conditions} for log in logs]
-    shared_keys = [key for key in chain.from_iterable(settings) if "." not in key]  # of all tasks
+    # A key with a dot, such as `gsm8k.num_fewshot`, is a setting of one benchmark alone.
+    shared_keys = [key for key in chain.from_iterable(settings) if "." not in key]
     for key in shared_keys:
         values = {log_settings.get(key, "") for log_settings in settings}
         if len(values) > 1:

@@ -18,6 +18,7 @@ from slimdown.evaluation.logs.logged_task import (
 )
 from slimdown.utils.errors import DataError
 
+# By field of `Sample`, the column that holds it.
 _TEXTS = {"prompt": "prompt", "target": "target", "response": "answer"}
 
 
@@ -37,8 +38,11 @@ def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
     Args:
         file: The table.
         title: The benchmark's name if there is no column `benchmark`; empty: the name of the file.
+
+    Raises:
+        DataError: A row has no id, no score from 0 to 1 or no benchmark, or there are no rows.
     """
-    tasks: dict[str, list[LoggedAnswer]] = {}
+    tasks: dict[str, list[LoggedAnswer]] = {}  # by benchmark; "" if a row names none
     for number, row in read_table_rows(file):
         if missing := [name for name in ("id", "score") if row.get(name) in (None, "")]:
             columns = ", ".join(map(str, row))
@@ -51,13 +55,14 @@ def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
             raise DataError(f"{file}: row {number}: {problem}")
         fields: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
         benchmark = str(row.get("benchmark") or "")
-        if not fields["prompt"]:  # questions with the same id and benchmark count as equal
+        if not fields["prompt"]:
+            # Questions of two tables are equal if they have the same id and benchmark.
             question = f"question {row['id']} of {name_benchmark(benchmark or title or file.stem)}"
             fields |= dict.fromkeys(("doc_hash", "prompt_hash"), question)
         fields |= {"scores": {"score": score}, "document": row}
         chance = 0.0  # what guessing scores is not known
         tasks.setdefault(benchmark, []).append((str(row["id"]), chance, fields))
-    if tasks.keys() == {""}:  # there is no column `benchmark`
+    if tasks.keys() == {""}:  # no row names a benchmark, so the table is one
         tasks = {title or file.stem: tasks[""]}
     has_unnamed = any(not name.strip() for name in tasks)
     if not tasks or has_unnamed:
