@@ -125,7 +125,7 @@ def read_logs(
             raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
     benchmarks: dict[str, BenchmarkEvaluation] = {}
     for name, log in newest.items():
-        role = Role.target if name in targets else None  # None: the usual role of the benchmark
+        role = Role.target if name in targets else None  # None: its usual one
         metric, cluster = metrics.get(name), clusters.get(name)
         if evaluation := log.read_benchmark(name, metric, role, cluster):
             benchmarks[name] = evaluation
@@ -174,8 +174,8 @@ def _open_newest(
         names = ", ".join(newest)
         problem = "two of the tables' benchmarks have one name, in letters, digits, _ and -"
         raise DataError(f"{folder}: {problem} ({names}); rename one, or give one table")
-    # Logs that are not read may have had other settings only with lm_eval: it makes a folder for
-    # each model. With other tools, they would show that the folder holds several models.
+    # lm_eval makes a folder for each model, so its older logs may have had other settings. In the
+    # folder of another tool, a log with other settings may be that of another model.
     _check_made_alike(folder, used if kind == "lm_eval" else logs)
     if len(logs) > len(used):
         read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
