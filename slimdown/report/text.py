@@ -181,7 +181,8 @@ def describe_outcome(gate: Gate) -> str:
         # A gate passes only if all budgets do, so "2 of 2" would say nothing new.
         share = f"{len(deciding):,} of " if outcome is not Outcome.within else ""
         counts = f" ({share}{len(gate.checks):,} budgets)"
-    # The loss that is furthest beyond its budget, or nearest to it if all are within.
+    # The loss that is furthest beyond its budget, or nearest to it if all are within. A bound is a
+    # change, negative for a loss, so the sum is the room that the budget leaves.
     worst = min(deciding, key=lambda check: check.bound + check.budget)
     return f"{word}{counts}: {_describe_loss(worst)}."
 

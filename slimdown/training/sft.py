@@ -187,7 +187,8 @@ def _build_arguments(
         str(folder),
         **settings,
         padding_free=is_padding_free,
-        train_sampling_strategy="random",  # by length each fifty steps begin with the longest rows
+        # "group_by_length" would begin each fifty steps with the longest rows.
+        train_sampling_strategy="random",
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=config.seed,
         data_seed=config.seed,
