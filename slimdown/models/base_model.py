@@ -35,7 +35,8 @@ class AskingRules:
     """How a model is asked, beside what its tokenizer and its settings of generation say.
 
     Attributes:
-        stops: The ids of tokens that end an answer; if empty, the settings of generation decide.
+        stops: The ids of tokens that end an answer. If there are none, the settings of generation
+            decide, or with `stops_alone` no token ends one.
         stops_alone: Whether no other token ends one, whatever a task or the harness asks for.
         doubles_bos: Whether BOS is put before a prompt that begins with it already.
         generation: Settings of generation that take the place of the model's, by name; a value of
@@ -57,14 +58,14 @@ class LoadedModel:
     id: str
     dtype: str
     revision: str = ""  # the hub's commit, or sha256:DIGEST of a local folder
-    quantization: str = "none"  # nf4, fp4, int8 or none
+    quantization: str = "none"  # nf4, fp4, int8, none, or the method by which its publisher did it
     device: str = "cpu"
     n_parameters: int = 0
     memory_bytes: int = 0  # of weights and buffers
     identity: Mapping[str, Any] = field(default_factory=dict)  # what the answers depend on
     license: str = ""
-    files: str = ""  # the folder of its weights
-    adapter: str = ""  # the folder of the adapter on them
+    files: str = ""  # the folder of its files
+    adapter: str = ""  # the folder of the adapter on it
     outline: Any = field(default=None, repr=False, compare=False)  # see `load_outline`
     rules: AskingRules = AskingRules()
     server: Server | None = None  # answers in the place of `model`, which is the base's outline
@@ -81,7 +82,7 @@ class LoadedModel:
         return cls(outline, tokenizer, model_id, dtype="", outline=outline)
 
     def without_weights(self) -> "LoadedModel":
-        """Return what is known of the model, with its outline alone."""
+        """Return what is known of the model, with its outline in the place of its weights."""
         return replace(self, model=self.outline)
 
     def with_rules(self, rules: AskingRules, tokenizer: Any) -> "LoadedModel":
