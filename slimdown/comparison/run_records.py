@@ -5,7 +5,8 @@ from datetime import datetime
 
 from slimdown.judging.findings import BenchmarkChange, Findings
 
-LEARNED, KEPT = "learned", "kept"  # the means of targets and of the other benchmarks
+# The headings of the mean change of all target benchmarks, and of all retained benchmarks.
+LEARNED, KEPT = "learned", "kept"
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,13 @@ class RunRecord:
     status: str  # FINISHED, FAILED, KILLED, RUNNING, SCHEDULED
     started: datetime
     params: dict[str, str] = field(default_factory=dict)  # settings by dotted key, as MLflow shows
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)  # MLflow's, by name
     findings: Findings | None = None  # None if there are none, or they were not read
-    held_out: float | None = None  # evaluation.holdout, read with the findings
-    artifact_uri: str = ""
+    held_out: float | None = None  # evaluation.holdout; None if the findings were not read
+    artifact_uri: str = ""  # the address of the folder of the run's files, such as its page
     given_name: str = ""  # the setting `name`; empty: the run is called after its settings
-    note: str = ""
-    model_files: str = ""  # the folder of what the run trained
+    note: str = ""  # the setting `note`
+    model_files: str = ""  # the address of the folder of what the run trained; empty: nothing
 
     @property
     def changes(self) -> dict[str, BenchmarkChange]:

@@ -10,7 +10,17 @@ DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 
 
 def load_split(rows: str, split: str, **_: Any) -> datasets.DatasetDict:
-    """The rows of one benchmark's split. The harness adds the task's metadata, unused here."""
+    """Load the questions of one split of a benchmark.
+
+    Args:
+        rows: The benchmark's name, with which its files begin.
+        split: "test", or "dev" for the questions to develop with.
+        **_: The task's metadata, which the harness adds; it is not used here.
+
+    Returns:
+        The questions under the name of the split.
+    """
     path = DATA_DIR / f"{rows}_{split}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
-    return datasets.DatasetDict({split: datasets.Dataset.from_list([json.loads(x) for x in lines])})
+    questions = [json.loads(line) for line in lines]
+    return datasets.DatasetDict({split: datasets.Dataset.from_list(questions)})

@@ -19,8 +19,9 @@ def render(template: str, **values: object) -> str:
     """Render a template of this folder; HTML templates escape every value.
 
     Args:
-        template: The file's name.
-        **values: What the template shows; a value that it lacks is an error.
+        template: The file's name. If it ends with ".html.j2", every value is escaped.
+        **values: What the template shows, by the names that it uses. A name that is missing raises
+            an error of jinja2.
 
     Returns:
         The text. A page holds all it needs and loads nothing.
@@ -33,6 +34,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    # A template's filter `number` is the function `formatting.format_number`, and so on.
     names = ("interval", "number", "p_value", "points", "percent")
     environment.filters |= {name: getattr(formatting, f"format_{name}") for name in names}
     environment.filters |= {
@@ -60,10 +62,14 @@ def render_table_page(
     Args:
         table: What is shown; you can sort and filter it.
         command: What made the page, such as "verdict --chain".
-        figures: For each one, its drawing for a page, its drawing for a phone, and its caption.
-        headings: What was varied, and what the numbers are; empty: the table's title.
-        answer: Sentences above the table.
+        figures: For each figure, its drawing for a page, its drawing for a phone, and its caption.
+        headings: Two texts: what was varied, and what the numbers are. Empty: the page is headed
+            with the table's title.
+        answer: Sentences above the table, which answer what was asked.
         closing: Sentences below the figures.
+
+    Returns:
+        The page, see `render`.
     """
     return render(
         "comparison.html.j2",
@@ -77,6 +83,7 @@ def render_table_page(
 
 
 def _inline_svg(figure: "Figure") -> Markup:
+    """Draw a figure as SVG that a template shows without escaping it."""
     from slimdown.report.figures import write_svg  # matplotlib takes half a second
 
     return Markup(write_svg(figure))  # matplotlib escapes the texts that it writes
