@@ -259,21 +259,23 @@ def _judge_two_models(
     evaluations = [run_reader.read_evaluations(options.tracking, run) for run in runs]
     tuned = [tuned_evaluation for _, tuned_evaluation in evaluations]
     count_notes = list[str]()
-    # The smaller share holds out what neither run was chosen by, because the larger one includes
-    # it. If only one run holds questions out, they may still have chosen the other run.
+    # Each run holds out a share of the questions, or none (0). There are three cases:
+    # - both do: the larger part includes the smaller one, so the smaller one chose neither run;
+    # - only one does: its part is used, but these questions may have chosen the other run;
+    # - none does: all questions are used, and they may have chosen both runs.
     smaller_share, larger_share = sorted(run.holdout for run in runs)
     share = smaller_share or larger_share
     if share:
-        held_out = [
-            take_held_out(options.tracking, run, answers, share)
-            for run, answers in zip(runs, evaluations, strict=True)
-        ]
+        # Each call counts a model that was judged on these questions, in the tags of its sweep. So
+        # the second of them knows the number with both models.
+        held_out = []
+        for run, answers in zip(runs, evaluations, strict=True):
+            held_out.append(take_held_out(options.tracking, run, answers, share))
         tuned = [answers.tuned for answers in held_out]
-        # The answers that were taken last know of both models.
-        count_notes = held_out[1].explain_looks(n_corrected=len(runs))
+        count_notes = held_out[-1].explain_looks(n_corrected=len(runs))
     taken, left_out = take_common({first_name: tuned[0], second_name: tuned[1]}, options.only)
     first, second = taken.values()
-    # `judge_pair` adds a warning that the questions may have chosen the runs.
+    # Unless both hold questions out, `judge_pair` warns that the questions may have chosen a run.
     findings = judge(first, second) if smaller_share else judge_pair(first, second)
     return [Step(first_name, second_name, findings)], [*notes, *left_out, *count_notes]
 

@@ -194,9 +194,11 @@ def _describe_loss(check: BudgetCheck) -> str:
     """
     name = check.benchmark
     budget = f"{100 * check.budget:.3g}"
-    loss = -check.bound  # the least loss if the outcome is FAILED, else the largest one
+    # The least loss if the budget is exceeded (`Outcome.beyond`), else the largest one.
+    loss = -check.bound
     change = check.change
-    # It may be undecided anyway: then the budget is a share of a base score that may be 0.
+    # If the budget is a share of the base's score, that score is uncertain, too. So the outcome may
+    # be undecided although the largest loss is within the budget that is shown.
     seems_within = check.outcome is Outcome.undecided and loss <= check.budget
     if seems_within or change.has_no_right_answer or not change.is_measured:
         return f"{name}: {check.reason}"

@@ -161,13 +161,16 @@ def compose_runs(line: CommandLine) -> CommandPlan:
         problems = composer.problems  # the composer adds what it finds
         overrides_by_key = composer.parse_all()
         runs: list[ComposedRun] = []
-        for combination in product(*overrides_by_key.values()):  # one, empty, if nothing is set
+        # If nothing is set there is one combination, which is empty. So there is always a run. It
+        # has a config even if it has problems.
+        for combination in product(*overrides_by_key.values()):
             runs.append(composer.compose(combination))
+            # A mistake that is in all runs is found again in each: a few of them are enough.
             n_repeats = len(problems) - len({*problems})
             if len(problems) > _MOST_PROBLEMS or n_repeats > _MOST_REPEATS:
                 break
         search = runs[0].config.search
-        space: dict[str, DimensionConfig] = {}
+        space: dict[str, DimensionConfig] = {}  # stays empty if this is no search
         # A trial of a search has the search's settings, too, but it searches nothing itself.
         if not problems and search.space and search.trial is None:
             # A setting that the command line fixes, such as lora.r=4, is not searched.
