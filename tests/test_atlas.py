@@ -9,7 +9,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from builders import Capture, Patch
+from builders import Capture, Patch, slow
 from hypothesis import given, strategies as st
 from pyarrow.parquet import read_table
 
@@ -121,7 +121,11 @@ def test_shipped_files_are_scores_and_licences_alone() -> None:
         assert re.search(rf"{group.source} at {commit}", (SHIPPED / "SOURCES.txt").read_text())
 
 
-@pytest.mark.parametrize("group", SHIPPED_GROUPS, ids=lambda g: f"{g.benchmark}, {g.models[-1]}")
+@pytest.mark.parametrize(
+    "group",
+    [*SHIPPED_GROUPS[:2], *slow(*SHIPPED_GROUPS[2:])],
+    ids=lambda group: f"{group.benchmark}, {group.models[-1]}",
+)
 def test_a_shipped_pair_is_judged_as_on_the_page_and_recounted(group: Group) -> None:
     tables = find_tables(group)
     [row] = judge_tables(group, tables)

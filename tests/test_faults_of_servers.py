@@ -40,7 +40,6 @@ KEY = "a-key-of-this-test-1234"
 ASKED = ["model=pocket", "model.id=base", "quantization=none", "model.dtype=float32"]
 ASKED += ["benchmark=[pocket_math]"]
 TWENTY = "benchmark.pocket_math.limit=20"
-FORTY = "benchmark.pocket_math.limit=40"
 Answer = Callable[["FaultyServer", int], "dict[str, Any] | int | None"]
 
 
@@ -216,43 +215,60 @@ def test_a_server_that_is_out_of_order_for_a_while_is_asked_again(folder: Path) 
         assert len(server.bodies) == 22
 
 
+ONE_AT_A_TIME: list[tuple[Answer, str]] = [
+    (lambda *_: 400, 'answers with HTTP 400: {"error": "out of order"}'),
+    (lambda *_: 401, "needs a key"),
+    (lambda *_: {"choices": []}, "no answer of OpenAI's protocol"),
+    (lambda *_: None, "repeat the command when the server answers"),  # as if killed
+]
+
+
 @pytest.mark.parametrize(
-    ("fault", "message", "settings"),
+    ("concurrency", "faults"),
     [
-        (lambda *_: 400, 'answers with HTTP 400: {"error": "out of order"}', []),
-        (lambda *_: 401, "needs a key", []),
-        (lambda *_: {"choices": []}, "no answer of OpenAI's protocol", []),
-        (lambda *_: 404, "answers with HTTP 404", ["served.concurrency=4"]),
-        (
-            lambda *_: time.sleep(3),
-            "sent nothing for 1 seconds",
-            ["served.timeout=1", "served.concurrency=4"],
-        ),
-        (lambda *_: None, "repeat the command when the server answers", []),  # as if killed
+        (1, ONE_AT_A_TIME),
+        (4, [(lambda *_: 404, "answers with HTTP 404")]),
+        (4, [(lambda *_: time.sleep(3), "sent nothing for 1 seconds")]),
     ],
+    ids=["one at a time", "404", "silence"],
 )
-def test_a_fault_is_named_and_what_was_answered_is_kept(
-    fault: Answer,
-    message: str,
-    settings: list[str],
+def test_each_fault_is_named_and_what_was_answered_is_kept(
+    concurrency: int,
+    faults: list[tuple[Answer, str]],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """One run is interrupted by each fault in turn, each time after a chunk and three answers."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("slimdown.evaluation.served_lm._TRIES", 2)
+    n_chunk = 8 * concurrency
+    settings = ["served.timeout=1", f"served.concurrency={concurrency}"]
+    limit = "benchmark.pocket_math.limit=40"
+    kept = set[str]()
+    with FaultyServer().listen() as server:
+        for fault, message in faults:
+            n_before = len(server.bodies)
 
-    def fail_late(server: FaultyServer, number: int) -> Any:
-        return fault(server, number) if number > 35 else answer_alike(server, number)
+            def fail_late(
+                server: FaultyServer,
+                number: int,
+                fault: Answer = fault,
+                last: int = n_before + n_chunk + 3,
+            ) -> Any:
+                return fault(server, number) if number > last else answer_alike(server, number)
 
-    with FaultyServer(fail_late).listen() as server:
-        done = try_to_ask(folder, server, *settings, limit=FORTY)
-        assert done.returncode == 1, done.stdout
-        assert message in show(done)
-        assert "Traceback" not in done.stderr
+            server.answer = fail_late
+            done = try_to_ask(folder, server, *settings, limit=limit)
+            assert done.returncode == 1, done.stdout
+            assert message in show(done)
+            assert "Traceback" not in done.stderr
+            new_questions = server.questions[n_before:]
+            assert not kept & set(new_questions)
+            kept |= set(new_questions[:n_chunk])
         server.answer = answer_alike
         n_before = len(server.bodies)
-        ask(folder, server, *settings, limit=FORTY)
-        assert not set(server.questions[:32]) & set(server.questions[n_before:])
+        ask(folder, server, *settings, limit=limit)
+        assert not kept & set(server.questions[n_before:])
         assert len(set(server.questions)) == 40
 
 
@@ -268,7 +284,7 @@ def test_empty_and_cut_answers_are_counted(folder: Path) -> None:
     assert "10 of 20 answers of the server were cut at the server's context" in show(done)
 
 
-@pytest.mark.parametrize("n_asked", [12, *slow(4, 18)])
+@pytest.mark.parametrize("n_asked", slow(4, 12, 18))
 def test_a_killed_run_goes_on(n_asked: int, folder: Path) -> None:
     """The questions of the chunk of eight amid which it ends are asked again, no others."""
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from builders import slow
-from commands_and_runs import SMALL
+from commands_and_runs import SMALL_IN_FLOAT
 from record_builders import compose_config
 from tiny_models import logits_of
 from training_run import TrainingRun
@@ -47,7 +47,7 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
     settings = [f"method={method}", "train.max_steps=6", f"train.learning_rate={rate}"]
     if method == "shira":
         settings.append("quantization=none")
-    config = compose_config(*SMALL, *settings)
+    config = compose_config(*SMALL_IN_FLOAT, *settings)
     before = logits_of(load_base_model(config.model, config.quantization).model)
     run = TrainingRun(config)
     tuned, result = run.train(tmp_path)
@@ -91,7 +91,7 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
 @pytest.mark.parametrize("method", ["last_layer", "full"])
 def test_transformers_loads_a_whole_model(method: str, tmp_path: Path) -> None:
     settings = [f"method={method}", "quantization=none", "model.dtype=bfloat16"]
-    config = compose_config(*SMALL, *settings, "train.max_steps=4")
+    config = compose_config(*SMALL_IN_FLOAT, *settings, "train.max_steps=4")
     fresh = load_base_model(config.model, config.quantization)
     tuned, result = TrainingRun(config).train(tmp_path)
     assert result.validation_loss_after < result.validation_loss_before

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from builders import slow
-from commands_and_runs import SMALL, find_runs, succeed
+from commands_and_runs import SMALL_IN_FLOAT, find_runs, succeed
 from mlflow import MlflowClient
 from record_builders import Patch
 from safetensors.torch import load_file
@@ -96,10 +96,10 @@ assert main(served) == 0
 if other:
     assert os.waitpid(other, 0)[1] == 0
 """
-STEPS = [*SMALL, "train.max_steps=4", "train.per_device_train_batch_size=4"]
+STEPS = [*SMALL_IN_FLOAT, "train.max_steps=4", "train.per_device_train_batch_size=4"]
 # The 30 rows of an epoch leave two for the last batch of the first process, none for the second's.
 UNEVEN = ["dataset.pocket_instructions.max_examples=26", "train.per_device_train_batch_size=4"]
-UNEVEN = [*SMALL, *UNEVEN, "train.max_steps=8", "train.num_train_epochs=2"]
+UNEVEN = [*SMALL_IN_FLOAT, *UNEVEN, "train.max_steps=8", "train.num_train_epochs=2"]
 REPLAY = ["dataset=[pocket_instructions,pocket_replay]", "keep=replay", "keep.share=0.2"]
 REPLAY += ["keep.dataset=pocket_replay"]
 CASES: dict[str, list[str]] = {

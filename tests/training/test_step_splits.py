@@ -15,7 +15,7 @@ from slimdown.models.base_model import load_outline
 from slimdown.models.training_estimate import estimate_training
 from slimdown.training.step_splits import Forwards, apply_forwards, choose_forwards
 
-SMALL = ["dataset.pocket_instructions.max_examples=48", "train.max_steps=3"]
+SMALL = ["dataset.pocket_instructions.max_examples=48", "train.max_steps=3", "quantization=none"]
 ROWS: Any = SimpleNamespace(train={"input_ids": [[0] * n for n in range(20, 180)]})
 
 
