@@ -276,19 +276,22 @@ def build_choice(
     for key, value in values.items():
         owners = ", ".join(choice for choice in kinds if key in _list_fields(kinds[choice]))
         if key in own:
-            takes_text = explain_type(str(own[key].type), "") is None
-            # YAML reads a name such as 1 as a number.
+            # YAML reads a name such as 1 as a number. A field that may hold a text gets it as one.
+            takes_text = explain_type(str(own[key].type), "") is None  # no complaint of an empty one
             given[key] = str(value) if takes_text and type(value) in (int, float) else value
         elif value is not None and owners:  # null sets nothing: no mistake
             problems.append(f"{key}={value}: only {group}={owners} has it, and not {name}")
         elif value is not None:
             problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
-    for key, declared in own.items():  # `build_settings` checks the names of enumerations
+    for key, declared in own.items():
         value = given.get(key, declared.default)
-        demand = explain_type(str(declared.type), value)
-        if value == MISSING or (value is None and demand):
+        demand = explain_type(str(declared.type), value)  # None if the type is right
+        needs_value = value is None and demand is not None
+        # A text such as "auto" is no value of an enumeration yet: `build_settings` makes it one.
+        is_checked_later = isinstance(declared.type, EnumMeta)
+        if value == MISSING or needs_value:
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
-        elif key in given and demand and not isinstance(declared.type, EnumMeta):
+        elif key in given and demand and not is_checked_later:
             problems.append(f"{key} {demand}, got {value!r:.80}")
     if problems:
         raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))

@@ -266,7 +266,8 @@ class BenchmarkRun:
         chunk = self._cut(0, self.ends[-1])[0]  # the first one of all questions
         most = self._max_new_tokens(self.task.tasks[chunk.task])
         n_tried = min(_TRIED_TOKENS, most)  # tokens of each answer
-        # `dict.fromkeys` keeps the number of each question once, in the order of the chunk.
+        # A chunk has the questions of several batches, and a question of choices has a request per
+        # choice. So the ids are taken once each, in the order of the chunk, and those of one batch.
         tried_ids = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
         requests = [copy.copy(request) for request in chunk.requests if request.doc_id in tried_ids]
         if self.task.generates:
@@ -286,10 +287,10 @@ class BenchmarkRun:
             return replace(cost, seconds=seconds)
         # The last count is reported before the last token is written, so it is one too low.
         is_cut = longest >= n_tried - 1
-        factor = most / longest if is_cut else 1.0  # by which whole answers are longer
-        expected_length = min(longest * factor, most)
-        new_tokens = cost.new_tokens * expected_length / most  # `cost` has answers of full length
-        return replace(cost, new_tokens=round(new_tokens), seconds=seconds * factor)
+        if is_cut:  # `cost` has answers of the full length already; the time was for fewer tokens
+            return replace(cost, seconds=seconds * most / longest)
+        new_tokens = cost.new_tokens * min(longest, most) / most
+        return replace(cost, new_tokens=round(new_tokens), seconds=seconds)
 
     def _count_tokens(self, texts: list[str]) -> int:
         if not texts:

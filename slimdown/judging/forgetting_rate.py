@@ -177,9 +177,11 @@ def forgetting_rate(
     low, high = test.interval()
     if np.isinf(low):  # a base of 0 is not ruled out
         return None
-    counts = test.test.counts[-1]
+    counts = test.test.counts[-1]  # at the last look, which has all questions
     # The standard error of a ratio: that of the residuals' mean, divided by the base's score.
     residuals = test.weights * (test.after - test.before * (1 - test.rate))
     error = sqrt(float(counts @ residuals**2)) / float(counts.sum()) / test.base
-    error = nan if test.has_looks or error < 1e-12 else error
+    if test.has_looks or error < 1e-12:
+        # A standard error knows nothing of earlier looks, and one of 0 would claim certainty.
+        error = nan
     return Estimate(test.rate, error, low, high)

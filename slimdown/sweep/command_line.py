@@ -177,12 +177,15 @@ def compose_runs(line: CommandLine) -> CommandPlan:
             space = {key: search.space[key] for key in search.space if key not in overrides_by_key}
             if not line.is_sweep or len(runs) > 1:
                 problems.append("a search is many runs: begin with -m, and give one value each")
+            # If a setting has several values, that is a problem by now, and the first one will do.
             composer.check_space(space, [values[0] for values in overrides_by_key.values()])
         if problems:
             text = "\n".join(dict.fromkeys(problems))
             raise ConfigError(hide_variables(text, str(line.overrides)))
     swept = tuple(key for key, values in overrides_by_key.items() if len(values) > 1)
-    return CommandPlan(runs, swept=tuple(space) or swept, space=space, hydra=composer.hydra)
+    if space:  # of a search, what varies is what it proposes
+        swept = tuple(space)
+    return CommandPlan(runs, swept=swept, space=space, hydra=composer.hydra)
 
 
 class ComposedFiles(NamedTuple):
