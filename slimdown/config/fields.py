@@ -276,8 +276,9 @@ def build_choice(
     for key, value in values.items():
         owners = ", ".join(choice for choice in kinds if key in _list_fields(kinds[choice]))
         if key in own:
-            # YAML reads a name such as 1 as a number. A field that may hold a text gets it as one.
-            takes_text = explain_type(str(own[key].type), "") is None  # no complaint of an empty one
+            # YAML reads a name such as 1 as a number. A field that may hold a text gets it as one:
+            # `explain_type` has no complaint if it is tried with an empty text.
+            takes_text = explain_type(str(own[key].type), "") is None
             given[key] = str(value) if takes_text and type(value) in (int, float) else value
         elif value is not None and owners:  # null sets nothing: no mistake
             problems.append(f"{key}={value}: only {group}={owners} has it, and not {name}")
