@@ -53,7 +53,7 @@ def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_with_its_command(store: MlflowClient, tmp_path: Path) -> None:
     settings = [*SMALL[:2], "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
-    settings += ["train.num_train_epochs=4", "train.checkpoint_minutes=0.005"]
+    settings += ["train.num_train_epochs=4", "train.checkpoint_minutes=0.005", "quantization=none"]
     kill_at_first_checkpoint(tmp_path, "slimdown.run", *settings)
     [run] = find_runs(store)
     assert run.info.status == "RUNNING"

@@ -147,7 +147,7 @@ def test_a_run_names_the_difference_before_a_question_is_asked(
 
 def test_a_gate_judges_a_model_as_it_is_served(folder: Path) -> None:
     settings = ["model=pocket", "model.id=base", "benchmark=[pocket_math]", *FEW[3:]]
-    settings.append("benchmark.pocket_math.limit=60")
+    settings.append("benchmark.pocket_math.limit=40")
 
     def run(*tuned: str) -> Result:
         return succeed(folder, "run", *settings, *tuned)

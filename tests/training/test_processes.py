@@ -99,7 +99,7 @@ if other:
 STEPS = [*SMALL_IN_FLOAT, "train.max_steps=4", "train.per_device_train_batch_size=4"]
 # The 30 rows of an epoch leave two for the last batch of the first process, none for the second's.
 UNEVEN = ["dataset.pocket_instructions.max_examples=26", "train.per_device_train_batch_size=4"]
-UNEVEN = [*SMALL_IN_FLOAT, *UNEVEN, "train.max_steps=8", "train.num_train_epochs=2"]
+UNEVEN = [*SMALL_IN_FLOAT, *UNEVEN, "train.max_steps=6", "train.num_train_epochs=2"]
 REPLAY = ["dataset=[pocket_instructions,pocket_replay]", "keep=replay", "keep.share=0.2"]
 REPLAY += ["keep.dataset=pocket_replay"]
 CASES: dict[str, list[str]] = {

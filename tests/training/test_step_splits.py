@@ -70,22 +70,15 @@ def test_a_method_without_checkpointing_gets_none() -> None:
     assert choose(compose_config("method=prefix"), 1) == Forwards(1, 8, recomputes=False)
 
 
-def test_split_steps_are_the_same_step_with_a_kl_penalty(tmp_path: Path) -> None:
-    whole = prepare_run(*SMALL, "keep=self_replay", "keep.share=0.1", "keep.max_tokens=24")
-    split = whole.repeat()
+def test_split_steps_are_the_same_steps_also_for_a_run_that_goes_on(tmp_path: Path) -> None:
+    keep = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]
+    whole = prepare_run(*SMALL, *keep, "train.checkpoint_minutes=1e-9")
+    begun, resumed = whole.repeat(), whole.repeat()
     _, plain = whole.train(tmp_path / "whole")
-    _, result = split.train(tmp_path / "split", forwards=Forwards(2, 4, recomputes=True))
-    assert split.losses == pytest.approx(whole.losses, rel=1e-4)
+    begun.train_until(tmp_path / "split", 2, forwards=Forwards(2, 4, recomputes=True))
+    _, result = resumed.train(tmp_path / "split", forwards=Forwards(4, 2, recomputes=False))
+    assert resumed.losses == pytest.approx(whole.losses, rel=1e-4)
     assert result.steps == plain.steps == 3
     assert result.validation_loss_after == pytest.approx(plain.validation_loss_after, rel=1e-4)
     assert plain.forwards == ""
-    assert result.forwards.startswith("4 forwards of 2 ")
-
-
-def test_a_run_that_goes_on_with_other_forwards_takes_the_same_steps(tmp_path: Path) -> None:
-    whole = prepare_run(*SMALL, "train.checkpoint_minutes=1e-9")
-    begun, resumed = whole.repeat(), whole.repeat()
-    whole.train(tmp_path / "whole")
-    begun.train_until(tmp_path / "split", 2, forwards=Forwards(2, 4, recomputes=False))
-    resumed.train(tmp_path / "split", forwards=Forwards(4, 2, recomputes=False))
-    assert resumed.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert result.forwards.startswith("2 forwards of 4 ")
