@@ -17,12 +17,29 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.evaluation.right_choice import score_right_choice
 from slimdown.judging.findings import Findings, judge
 from slimdown.stats.sequential import block_ends
+from slimdown.training.result import StepLog, TrainingResult
 
 Compose = Callable[..., RunConfig]
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 Logs = pytest.LogCaptureFixture
 COLOURS = ("red", "green", "blue", "grey")
+TRAINING = TrainingResult(
+    output_dir=Path("adapter"),
+    steps=2,
+    tokens=1000,
+    train_loss=1.5,
+    validation_loss_before=2.5,
+    validation_loss_after=1.25,
+    n_trainable=12_345,
+    trainable_percent=0.5,
+    runtime_seconds=130.0,
+    tokens_per_second=7.7,
+    history=(StepLog(1, {"loss": 2.0}), StepLog(2, {"loss": 1.0})),
+    n_truncated=50,
+    n_untrained=2,
+    peak_bytes=2.0**31,
+)
 
 
 def slow(*cases: Any) -> list[Any]:

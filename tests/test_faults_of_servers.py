@@ -224,17 +224,18 @@ ONE_AT_A_TIME: list[tuple[Answer, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "faults"),
+    ("concurrency", "faults", "settings"),
     [
-        (1, ONE_AT_A_TIME),
-        (4, [(lambda *_: 404, "answers with HTTP 404")]),
-        (4, [(lambda *_: time.sleep(3), "sent nothing for 1 seconds")]),
+        (1, ONE_AT_A_TIME, []),
+        (4, [(lambda *_: 404, "answers with HTTP 404")], []),
+        (4, [(lambda *_: time.sleep(9), "sent nothing for 3 seconds")], ["served.timeout=3"]),
     ],
     ids=["one at a time", "404", "silence"],
 )
 def test_each_fault_is_named_and_what_was_answered_is_kept(
     concurrency: int,
     faults: list[tuple[Answer, str]],
+    settings: list[str],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -242,7 +243,7 @@ def test_each_fault_is_named_and_what_was_answered_is_kept(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("slimdown.evaluation.served_lm._TRIES", 2)
     n_chunk = 8 * concurrency
-    settings = ["served.timeout=1", f"served.concurrency={concurrency}"]
+    settings = [*settings, f"served.concurrency={concurrency}"]
     limit = "benchmark.pocket_math.limit=40"
     kept = set[str]()
     with FaultyServer().listen() as server:

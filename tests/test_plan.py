@@ -6,8 +6,10 @@ from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from builders import TRAINING
 from commands_and_runs import call_verb, succeed
 from mlflow.artifacts import download_artifacts
 from record_builders import Patch
@@ -26,7 +28,7 @@ from slimdown.runs.planning import measure_free_disk, plan_run
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.tracking.costs import estimate_seconds
 from slimdown.tracking.run_reader import find_runs
-from slimdown.training.result import StepLog, TrainingResult
+from slimdown.training.result import StepLog
 
 FEW = [
     "dataset.pocket_instructions.max_examples=60",
@@ -135,22 +137,9 @@ def test_equal_work_tells_the_time() -> None:
 
 
 def test_a_resumed_training_costs_the_steps_that_it_took_itself() -> None:
-    whole = TrainingResult(
-        output_dir=Path("adapter"),
-        steps=100,
-        tokens=10_000,
-        train_loss=1.0,
-        validation_loss_before=1.0,
-        validation_loss_after=1.0,
-        n_trainable=1,
-        trainable_percent=1.0,
-        runtime_seconds=50.0,
-        tokens_per_second=200.0,
-        history=tuple(StepLog(step, {}) for step in range(100)),
-        n_truncated=0,
-        n_untrained=0,
-        peak_bytes=0.0,
-    )
+    history = tuple(StepLog(step, {}) for step in range(100))
+    speed: dict[str, Any] = {"runtime_seconds": 50.0, "tokens_per_second": 200.0}
+    whole = replace(TRAINING, tokens=10_000, history=history, **speed)
     resumed = replace(whole, runtime_seconds=5.0)  # 10 of the 100 steps, at the same speed
     for training, n_steps in ((whole, 100), (resumed, 10)):
         [steps, _] = list_costs([], training, began=0.0)

@@ -123,11 +123,11 @@ def _read_generation(folder: Path, before: Serving | None) -> Mapping[str, Any]:
     """Return the settings of generation that change a greedy answer; of an adapter, its base's."""
     if (file := folder / "generation_config.json").is_file():
         own = json.loads(file.read_text("utf-8"))
-        found = {}
+        generation = {}
         for name, value_without_effect in _GENERATION.items():
             if own.get(name) not in (None, value_without_effect, []):
-                found[name] = own[name]
-        return found
+                generation[name] = own[name]
+        return generation
     is_adapter = before is not None and not (folder / "config.json").is_file()
     return before.generation if before and is_adapter else {}
 
@@ -273,9 +273,10 @@ def compare_templates(after: str | None, before: str | None, name: str) -> Itera
         pairs = zip(text, text_before, strict=False)
         n_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         rest, rest_before = text[n_same:], text_before[n_same:]
-        here = repr(rest[:_SHOWN]) if rest else "its end"
-        there = repr(rest_before[:_SHOWN]) if rest_before else "its end"
-        yield f"chat template: another one; it first differs at {here}, where {name} has {there}"
+        part = repr(rest[:_SHOWN]) if rest else "its end"
+        part_before = repr(rest_before[:_SHOWN]) if rest_before else "its end"
+        difference = f"it first differs at {part}, where {name} has {part_before}"
+        yield f"chat template: another one; {difference}"
 
 
 def _compare_bos(after: Serving, before: Serving, name: str) -> Iterator[str]:

@@ -283,9 +283,10 @@ def _describe_scores(sample: Sample, benchmark: BenchmarkChange) -> str:
         score = sample.scores.get(metric)
         if score is None:
             continue
-        # What the metric's filter kept of a generated answer; it is not quoted if it kept all.
-        kept = "" if sample.choices else sample.answers.get(metric, "")
-        quoted = f"read as “{kept[:80]}”, " if kept.strip() not in ("", response) else ""
+        # What the metric's filter took from a generated answer. If it took all, nothing is quoted.
+        extracted = "" if sample.choices else sample.answers.get(metric, "")
+        is_quoted = extracted.strip() not in ("", response)
+        quoted = f"read as “{extracted[:80]}”, " if is_quoted else ""
         result = {1.0: "right", 0.0: "wrong"}.get(score, format_value(float(score)))
         parts.append(f"{text.shorten_metric(metric, benchmark)}: {quoted}{result}")
     return visible("; ".join(parts))

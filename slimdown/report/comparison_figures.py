@@ -133,9 +133,14 @@ def _list_seeds(row: Configuration, name: str) -> list[float]:
     names = [name]
     if name in (LEARNED, KEPT):
         role = Role.target if name == LEARNED else Role.retained
-        found = [pair for run in row.runs for pair in run.changes.items() if pair[1].role is role]
-        unclear = {benchmark for benchmark, change in found if not change.is_measured}
-        comparable = list_comparable({benchmark: change.metric for benchmark, change in found})
+        changes_of_role = [
+            (benchmark, change)
+            for run in row.runs
+            for benchmark, change in run.changes.items()
+            if change.role is role
+        ]
+        unclear = {benchmark for benchmark, change in changes_of_role if not change.is_measured}
+        comparable = list_comparable({name: change.metric for name, change in changes_of_role})
         names = [benchmark for benchmark in comparable if benchmark not in unclear]
     values = []
     for run in row.runs:

@@ -151,19 +151,19 @@ class Table:
 
         A value that a row lacks, or that is no finite number, is None.
         """
-        unknown: dict[str, None] = {}  # every name, in order
-        known_values = []  # of each row
+        empty_record: dict[str, None] = {}  # every name, in order
+        records = []
         for row in self.rows:
-            known: dict[str, Any] = {}
+            values: dict[str, Any] = {}
             for column, cell in row.cells.items():
                 if Place.json not in column.places:
                     continue
                 for name, value in cell.values.items():
-                    unknown[name] = None
+                    empty_record[name] = None
                     if not isinstance(value, float) or isfinite(value):  # JSON has no nan
-                        known[name] = value
-            known_values.append(known)
-        return [unknown | known for known in known_values]
+                        values[name] = value
+            records.append(values)
+        return [empty_record | values for values in records]
 
 
 def make_table(

@@ -96,8 +96,9 @@ def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
     """Format the paper's metric of a benchmark.
 
     Returns:
-        The metric with its standard error, such as "ΔA +0.4 ±0.7", and its interval in brackets.
-        Both are empty for a benchmark without such a metric, or without enough right answers.
+        The metric, such as "ΔA +0.4 ±0.7" (a standard error) or "FR 33 %", and its interval in
+        brackets. Both are empty for a benchmark without such a metric, or without enough right
+        answers; the interval alone is empty if the base scores 0, which the first text then says.
     """
     estimate: Estimate | None = benchmark.paper_value
     if benchmark.paper_metric is None or estimate is None:

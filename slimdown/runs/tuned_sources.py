@@ -145,7 +145,8 @@ class TrainingSource(TunedSource):
 
     def make(self, base: LoadedModel) -> LoadedModel:
         """Train; with `train.stop_on_forgetting`, with looks at the benchmarks that may end it."""
-        config, watcher = self._inputs.config, None
+        config = self._inputs.config
+        watcher = None
         assert self._rows  # `check` came before
         if config.train.stop_on_forgetting:
             watcher = build_watcher(config)

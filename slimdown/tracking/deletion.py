@@ -37,7 +37,7 @@ class DeletionPlan:
 
 
 def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
-    """Find what a deletion of a run would remove: its models, and the local folders of both.
+    """Find what a deletion of a run would remove: its models, its folders and those of its models.
 
     Nothing is deleted yet.
 
@@ -51,7 +51,7 @@ def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
         # A registered model without its files would be useless, so its user decides first.
         versions = client.search_model_versions(f"run_id = '{run.run_id}'")
         if versions:
-            names = ", ".join(f"models:/{found.name}/{found.version}" for found in versions)
+            names = ", ".join(f"models:/{model.name}/{model.version}" for model in versions)
             raise TrackingError(
                 f"run {run.run_id} ({run.name}) is registered as {names}; delete that version "
                 "first, in MLflow's pages"

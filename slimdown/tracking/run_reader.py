@@ -222,7 +222,7 @@ def _add_findings(client: Any, run: RunRecord) -> RunRecord:
     """Return a run with its findings and settings, or unchanged if it has none.
 
     Only a finished run has findings. If they cannot be read, a warning says why, and the run is
-    returned unchanged, too.
+    returned unchanged, too. Callers leave out a run without findings where they compare.
     """
     if run.status != "FINISHED":
         return run

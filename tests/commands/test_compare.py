@@ -151,6 +151,16 @@ def test_questions_that_chose_one_of_two_models_are_no_independent_test(show: Sh
         assert ("part of the difference is chance" in text) is may_be_chance
 
 
+def test_two_models_are_judged_by_what_both_hold_out(store: MlflowClient, capsys: Capture) -> None:
+    """A larger share includes a smaller one, whose questions chose neither run."""
+    for share in (0.5, 0.3):
+        record_run(compose_config(f"evaluation.holdout={share}"), f"share {share}")
+    assert compare.main(["share 0.5", "share 0.3", "--paired"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "evaluation.holdout=0.3" in text
+    assert "part of the difference is chance" not in text
+
+
 def test_a_confirmation_has_a_table_of_its_own(show: Show) -> None:
     confirmed = show("kept", "lost", "--confirm")
     assert "held-out questions" in confirmed

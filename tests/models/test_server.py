@@ -1,9 +1,9 @@
 """What a server tells about itself: odd answers are read as far as they go, or named."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from threading import Event
 from typing import Any
 
 import pytest
@@ -29,27 +29,36 @@ def serve_models(answer: Callable[[], str]) -> Iterator[RunConfig]:
         yield RunConfig(tuned=address)
 
 
-def be_silent() -> str:
-    time.sleep(1)
-    return ""
+def test_a_server_that_stays_silent_is_not_blamed_on_the_wait_for_an_answer(
+    monkeypatch: Patch,
+) -> None:
+    """`served.timeout` is the wait for an answer; facts of the server have another one."""
+    monkeypatch.setattr("slimdown.models.server._READ_SECONDS", 0.2)
+    has_ended = Event()
+
+    def be_silent() -> str:
+        has_ended.wait()
+        return ""
+
+    with serve_models(be_silent) as config:
+        with pytest.raises(ModelError) as refused:
+            find_server(config)
+        has_ended.set()
+    assert "sent nothing for 0.2 seconds; repeat the command" in str(refused.value)
+    assert "served.timeout" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (be_silent, "sent nothing for 0.2 seconds; repeat the command when it answers"),
         (lambda: "<html>", "this is no answer of OpenAI's protocol"),
         (lambda: '{"data": "none"}', "/models lists no models as OpenAI's protocol does"),
     ],
 )
-def test_a_server_that_lists_no_models_is_named(
-    answer: Callable[[], str], message: str, monkeypatch: Patch
-) -> None:
-    monkeypatch.setattr("slimdown.models.server._READ_SECONDS", 0.2)
+def test_a_server_that_lists_no_models_is_named(answer: Callable[[], str], message: str) -> None:
     with serve_models(answer) as config, pytest.raises(ModelError) as refused:
         find_server(config)
     assert message in str(refused.value)
-    assert "served.timeout" not in str(refused.value)  # which is the wait for an answer
 
 
 @pytest.mark.parametrize(

@@ -2,32 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from builders import make_benchmark, make_choice, make_evaluation, make_sample
+from builders import TRAINING, make_benchmark, make_choice, make_evaluation, make_sample
 
 from slimdown.config.benchmark_config import PaperMetric, Role
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.judging.findings import Findings, judge
-from slimdown.training.result import StepLog, TrainingResult
+from slimdown.training.result import TrainingResult
 
-TRAINING = TrainingResult(
-    output_dir=Path("adapter"),
-    steps=2,
-    tokens=1000,
-    train_loss=1.5,
-    validation_loss_before=2.5,
-    validation_loss_after=1.25,
-    n_trainable=12_345,
-    trainable_percent=0.5,
-    runtime_seconds=130.0,
-    tokens_per_second=7.7,
-    history=(StepLog(1, {"loss": 2.0}), StepLog(2, {"loss": 1.0})),
-    n_truncated=50,
-    n_untrained=2,
-    peak_bytes=2.0**31,
-)
 Pair = tuple[BenchmarkEvaluation, BenchmarkEvaluation]
 
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import builders
 import pytest
 import yaml
-from builders import Capture, Patch
-from report_builders import TRAINING, judge_pairs, make_usual, written
+from builders import TRAINING, Capture, Patch
+from report_builders import judge_pairs, make_usual, written
 
 from slimdown.commands.process import set_up_process
 from slimdown.config.paths import CONF_DIR
