@@ -28,10 +28,11 @@ from slimdown.models.external import open_tuned_model
 # PEFT 0.21 hands prefixes on under the name that transformers 5.24 renames.
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 NEAR = 1e-3  # nats
-# Half an added answer shows a loss that a whole one did not (p 0.064 before, 0.044 now):
-# case, run, benchmark: verdict today.
+# Verdicts of today by case, run and benchmark, where half an added answer shows a change that a
+# whole one did not.
 NEW_VERDICTS: dict[tuple[str, str, str], str] = {
-    ("given", "prefix", "pocket_math"): "forgotten",
+    ("given", "prefix", "pocket_math"): "forgotten",  # p 0.064 before, 0.044 now
+    ("six", "alpha_6", "pocket_instructions"): "improved",  # p 0.063 before, 0.038 now
 }
 
 

@@ -119,6 +119,8 @@ def test_a_model_trained_in_shards_is_measured_as_one_trained_alone(
 
     command = ["slimdown.run", f"tuned={tuned}", f"quantization={quantization}"]
     command += ["benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
+    if not settings:  # an adapter names its base, and a whole model does not
+        command.append("model=pocket")
     done = run_command(tmp_path, *command)
     assert done.returncode == 0, done.stderr
     [run] = find_runs(store)
