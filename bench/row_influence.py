@@ -440,9 +440,7 @@ def measure_baselines(
     model: Any, rows: Sequence[Example], questions: Sequence[Example]
 ) -> dict[str, np.ndarray]:
     """Return scores [rows, kinds] without gradients: the base's loss, and two similarities."""
-    from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]
-        TfidfVectorizer,
-    )
+    from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
 
     nats, states = list[torch.Tensor](), list[torch.Tensor]()
     with torch.inference_mode(), disabled_adapters(model):

@@ -30,12 +30,7 @@ from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import Sample
 from slimdown.judging.answer_traits import compare_behaviour
-from slimdown.judging.budgets import (
-    Outcome,
-    check_budgets,
-    decide_outcomes,
-    overall_outcome,
-)
+from slimdown.judging.budgets import Outcome, check_budgets, decide_outcomes, overall_outcome
 from slimdown.judging.findings import compare_subjects
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.losses import break_down_losses

@@ -51,11 +51,7 @@ def call_verb(folder: Path, verb: str, *arguments: str) -> Result:
     out, err = io.StringIO(), io.StringIO()
     name = "slimdown.run" if verb == "run" else f"slimdown.commands.{verb}"
     main = importlib.import_module(name).main
-    with (
-        contextlib.chdir(folder),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(list(arguments))
         except SystemExit as ended:  # argparse's, after a help text or a mistake

@@ -243,8 +243,7 @@ class Wrecking(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("wrecked", "kept", "adapter"),
-    [(3, 2, LORA), (1, 0, None), *slow((1, 0, LORA), (3, 2, None))],
+    ("wrecked", "kept", "adapter"), [(3, 2, LORA), (1, 0, None), *slow((1, 0, LORA), (3, 2, None))]
 )
 def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_good_weights(
     wrecked: int, kept: int, adapter: Any, tmp_path: Path, capsys: Capture

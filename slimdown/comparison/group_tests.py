@@ -167,10 +167,7 @@ def _read_place(row: Configuration, crossed: Sequence[str]) -> tuple[str | None,
 
 
 def _find_rows(
-    rows: Sequence[Configuration],
-    setting: str,
-    crossed: Sequence[str],
-    place: Sequence[str | None],
+    rows: Sequence[Configuration], setting: str, crossed: Sequence[str], place: Sequence[str | None]
 ) -> dict[str, Configuration]:
     """Find the rows that stand in a place, see `_test_values`.
 

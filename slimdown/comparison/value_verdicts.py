@@ -29,13 +29,7 @@ from slimdown.comparison.run_comparison import (
 from slimdown.comparison.run_records import KEPT, LEARNED
 from slimdown.config.benchmark_config import Role
 from slimdown.judging.findings import BenchmarkChange
-from slimdown.judging.verdicts import (
-    Decision,
-    TestedChange,
-    Verdict,
-    decide_verdicts,
-    watch_change,
-)
+from slimdown.judging.verdicts import Decision, TestedChange, Verdict, decide_verdicts, watch_change
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.seeds import SeedAnswers, build_tests
 

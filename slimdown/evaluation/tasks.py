@@ -21,11 +21,7 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
-from slimdown.config.benchmark_config import (
-    CHOICE_PROBABILITY,
-    BenchmarkConfig,
-    ResolvedBenchmark,
-)
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY, BenchmarkConfig, ResolvedBenchmark
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.schema import EvaluationConfig
 from slimdown.data.chat_templates import read_template_args

@@ -14,12 +14,7 @@ from slimdown.comparison.value_verdicts import judge_configurations
 from slimdown.config.benchmark_config import Role
 from slimdown.judging.verdicts import list_comparable
 from slimdown.report.brief_comparison import find_settings, head_columns, order_by_settings
-from slimdown.report.figures import (
-    PHONE_WIDTH,
-    DrawnMean,
-    draw_learned_and_kept,
-    draw_seeds,
-)
+from slimdown.report.figures import PHONE_WIDTH, DrawnMean, draw_learned_and_kept, draw_seeds
 from slimdown.report.formatting import EMPTY, drop_shared_beginning
 from slimdown.stats.estimates import Estimate
 

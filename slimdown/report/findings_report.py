@@ -15,10 +15,7 @@ from slimdown.report.tables import EVERYWHERE, NOT_BRIEF, Cell, Column, Row, Tab
 
 
 def findings_table(
-    findings: Findings,
-    title: str = "",
-    notes: Sequence[str] = (),
-    gate: Gate | None = None,
+    findings: Findings, title: str = "", notes: Sequence[str] = (), gate: Gate | None = None
 ) -> Table:
     """Show a run's findings, one row for each benchmark, followed by rows of its further metrics.
 

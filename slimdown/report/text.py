@@ -4,30 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 from textwrap import shorten
 
-from slimdown.config.benchmark_config import (
-    PROMPT_SETTINGS,
-    PaperMetric,
-    Role,
-)
+from slimdown.config.benchmark_config import PROMPT_SETTINGS, PaperMetric, Role
 from slimdown.config.mitigation import advise_mitigation
 from slimdown.evaluation.results import Metric
 from slimdown.judging.answer_traits import BITS, RAN_OUT, THINKS, Trait
-from slimdown.judging.budgets import (
-    BudgetCheck,
-    Gate,
-    Outcome,
-    can_show_budget,
-    overall_outcome,
-)
+from slimdown.judging.budgets import BudgetCheck, Gate, Outcome, can_show_budget, overall_outcome
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
-from slimdown.report.formatting import (
-    format_number,
-    format_percent,
-    format_points,
-    pluralize,
-)
+from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.likelihood import ALPHA
 from slimdown.training.result import TrainingResult

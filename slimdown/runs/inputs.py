@@ -289,10 +289,7 @@ def load_benchmarks(
 
 
 def leave_out_unaskable(
-    config: RunConfig,
-    tasks: dict[str, BenchmarkTask],
-    tokenizer: Any,
-    server: Server | None = None,
+    config: RunConfig, tasks: dict[str, BenchmarkTask], tokenizer: Any, server: Server | None = None
 ) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
     """Leave out a suite's benchmarks that cannot be asked.
 

@@ -15,16 +15,7 @@ from slimdown.scoring.tool_call import ToolCall
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.extensions import add_extensions, list_added_choices
 
-OWN: tuple[type[Score], ...] = (
-    Score,
-    Contains,
-    Regex,
-    Numeric,
-    Refusal,
-    ToolCall,
-    Json,
-    Language,
-)
+OWN: tuple[type[Score], ...] = (Score, Contains, Regex, Numeric, Refusal, ToolCall, Json, Language)
 
 
 def name_scores() -> list[str]:

@@ -88,10 +88,7 @@ def added_to_margin(
 
 
 def likelihood_p_values(
-    excess: Floats,
-    counts: Floats,
-    least: Floats | float,
-    added: Floats | float = PSEUDO_ANSWERS,
+    excess: Floats, counts: Floats, least: Floats | float, added: Floats | float = PSEUDO_ANSWERS
 ) -> Floats:
     """Compute one-sided p-values, by row: how likely is so large a mean if the true one is <= 0?
 

@@ -72,9 +72,7 @@ LAUNCHERS: dict[str, LauncherFacts] = {
         count_jobs=_count_processes,
     ),
     "ray": LauncherFacts(
-        extra="ray",
-        module="hydra_plugins.hydra_ray_launcher",
-        purpose="jobs on a Ray cluster",
+        extra="ray", module="hydra_plugins.hydra_ray_launcher", purpose="jobs on a Ray cluster"
     ),
     "submitit_slurm": _SUBMITIT,
     "submitit_local": _SUBMITIT,

@@ -228,9 +228,7 @@ def download_model(client: Any, model: Any, folder: Path) -> Path:
     target = folder / "model"
     target.mkdir()
     download_artifacts(
-        artifact_uri=model.artifact_location,
-        dst_path=str(target),
-        tracking_uri=client.tracking_uri,
+        artifact_uri=model.artifact_location, dst_path=str(target), tracking_uri=client.tracking_uri
     )
     # MLflow puts the files into a folder within `target`, which it names after the address.
     config_file = next(target.rglob("*config.json"), None)

@@ -37,11 +37,7 @@ from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.evaluation.results import Evaluation
-from slimdown.scoring.question_files import (
-    find_question_file,
-    list_used_scores,
-    read_questions,
-)
+from slimdown.scoring.question_files import find_question_file, list_used_scores, read_questions
 from slimdown.tracking import store
 from slimdown.tracking.metrics_and_tags import USER, Tag
 from slimdown.tracking.provenance import PACKAGES, name_machine, read_user

@@ -5,14 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import (
-    draw_scores,
-    judge_pairs,
-    judge_scores,
-    make_benchmark,
-    make_scores,
-    stop_early,
-)
+from builders import draw_scores, judge_pairs, judge_scores, make_benchmark, make_scores, stop_early
 
 from slimdown.commands.gate import GateRules
 from slimdown.config.benchmark_config import Role

@@ -387,10 +387,7 @@ TEMPLATED = {
     "llama3_2": (FORMS["Llama 3.2"], "<|eot_id|>"),
     "lfm2_2_5": (FORMS["LFM2"], "<|im_end|>"),
     "gemma4": ("<|tool_call>call:add{a:1}<tool_call|>", "<turn|>"),
-    "glm4moe": (
-        "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
-        "",
-    ),
+    "glm4moe": ("<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>", ""),
     "gptoss": ('to=functions.add<|channel|>commentary json<|message|>{"a": 1}<|call|>', ""),
 }
 

@@ -9,15 +9,7 @@ from statistics import median
 
 import joblib
 import pytest
-from builders import (
-    Capture,
-    Compose,
-    Patch,
-    judge_pairs,
-    make_benchmark,
-    make_run,
-    make_scores,
-)
+from builders import Capture, Compose, Patch, judge_pairs, make_benchmark, make_run, make_scores
 
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.benchmark_config import Role

@@ -17,15 +17,7 @@ from joblib.externals.loky import get_reusable_executor
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from quick_jobs import DEADLY, run_quick_job
-from record_builders import (
-    KEPT,
-    LOST,
-    Capture,
-    Patch,
-    compose_config,
-    save_answers,
-    set_metric,
-)
+from record_builders import KEPT, LOST, Capture, Patch, compose_config, save_answers, set_metric
 
 from slimdown import run
 from slimdown.config.schema import RunConfig

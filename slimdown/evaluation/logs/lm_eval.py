@@ -14,11 +14,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from slimdown.config.benchmark_config import (
-    CHOICE_PROBABILITY,
-    BenchmarkConfig,
-    ResolvedBenchmark,
-)
+from slimdown.config.benchmark_config import CHOICE_PROBABILITY, BenchmarkConfig, ResolvedBenchmark
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.paths import read_group
 from slimdown.evaluation.harness_results import read_task_samples, summarize_samples
