@@ -279,7 +279,8 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
         return False
     folder = store.local_dir(tracking) / "runs" / run.run_id
     has_ended = run.status in ("KILLED", "FAILED") and folder.is_dir()
-    if run.tags.get(Tag.host) != name_machine() and not has_ended:
+    is_of_this_machine = run.tags.get(Tag.host) == name_machine()
+    if not (is_of_this_machine or has_ended):
         return False
     try:
         with store.lock_run(tracking, run.run_id):
