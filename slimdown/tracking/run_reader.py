@@ -148,7 +148,7 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
     if not text.strip():
         raise TrackingError("RUN is empty; give a run's id, the beginning of it, or its name")
     by_beginning = _find_by_id(tracking, text, kind="tuned")
-    matches = [run for run in by_beginning if run.run_id == text]
+    matches = [run for run in by_beginning if run.run_id == text]  # the whole id comes first
     if not matches:
         runs = find_runs(tracking, filter_string=_compare_text("attributes.run_name", text))
         # MLflow may ignore the case of letters, or have no condition for a name with odd quotes.
@@ -446,6 +446,6 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
                 # A text beyond the limit is cut here. It is no JSON any more, so its reader tells.
                 chunks = islice(answer.iter_content(chunk_size), MOST_BYTES // chunk_size)
                 return b"".join(chunks).decode()
-        # A gateway may let only paths below /api pass, which MLflow uses.
+        # The server refused. A gateway may let only paths below /api pass. MLflow uses such paths.
     with tempfile.TemporaryDirectory() as folder:
         return read_limited(Path(client.download_artifacts(run.run_id, path, folder)))

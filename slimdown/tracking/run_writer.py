@@ -99,6 +99,7 @@ class TrackedRun:
         self._tracking = config.tracking
         self._lock = ExitStack()  # holds the run until it has ended
         settings_text = recorded_settings.write_settings(config)
+        # This sets `client` and `_experiment_id`. It comes first: the run's id names its folder.
         run = self._open(info, settings_text)
         self.run_id: str = run.info.run_id
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)

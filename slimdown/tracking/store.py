@@ -132,6 +132,7 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
         if file is None:  # a server or another database, whose tables MLflow may create now
             with lock(config, "creation"):  # processes that create tables together break them
                 return MlflowClient(config.uri)
+        # From here on, the store is a SQLite file.
         if not must_exist:
             with lock(config, "creation"):
                 _create_file(file)

@@ -230,7 +230,7 @@ def _list_benchmarks(results: dict[str, Any]) -> Iterator[str]:
     inner = {child for children in groups.values() for child in children}
     names = [name for name in dict.fromkeys((*results["results"], *groups)) if name not in inner]
     listed = set(names)
-    for name in names:
+    for name in names:  # `names` grows in this loop: what is added is looked at, too
         if groups.get(name) and not any(_list_metrics(name, results)):
             names += [child for child in groups[name] if child not in listed]  # each by itself
             listed.update(groups[name])

@@ -125,7 +125,7 @@ class LoggedAnswers:
         is_right_or_wrong = metric == CHOICE_PROBABILITY or all(
             sample.scores[metric] in (0, 1) for sample in self.samples
         )
-        is_known = is_right_or_wrong and all(self.chances)
+        is_known = is_right_or_wrong and all(self.chances)  # a chance of 0 is not known
         return evaluation.average(self.chances).value if is_known else 0.0
 
 
