@@ -97,7 +97,7 @@ class TrackedRun:
         """
         self._config = config
         self._tracking = config.tracking
-        self._lock = ExitStack()  # holds the run until it has ended
+        self._lock = ExitStack()  # `_open` puts the run's lock here, held until the run has ended
         settings_text = recorded_settings.write_settings(config)
         # This sets `client` and `_experiment_id`. It comes first: the run's id names its folder.
         run = self._open(info, settings_text)

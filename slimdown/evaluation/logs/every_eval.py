@@ -171,7 +171,11 @@ def _is_of_harness(lines: Sequence[Mapping[str, Any]]) -> bool:
 def _find_results(
     results: Sequence[dict[str, Any]], lines: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Find the results that some lines belong to: by id, else by name, else all."""
+    """Return the results of an entry that some of its lines belong to, one for each metric.
+
+    Lines name their results by id. If no id fits, results of the same name are returned, or all
+    if there are none.
+    """
     ids = {line.get("evaluation_result_id") for line in lines} - {None}
     names = {line["evaluation_name"] for line in lines}
     by_id = [result for result in results if result.get("evaluation_result_id") in ids]
@@ -209,7 +213,7 @@ def _read_answers(
     Raises:
         DataError: A question is not as the schema has it.
     """
-    has_harness_metrics = _is_of_harness(lines)
+    has_harness_metrics = _is_of_harness(lines)  # then a line has the scores on all metrics
     name_result = _name_harness_metric if has_harness_metrics else _name_metric
     lower_is_better = [result for result in results if result["metric_config"]["lower_is_better"]]
     left_out = set(map(name_result, lower_is_better))
@@ -232,6 +236,7 @@ def _read_answers(
                 for metric, score in line_scores.items():
                     scores.setdefault(metric, []).append(score)
                     answers.setdefault(metric, _read_extracted(line))
+            # A question counts once, so the scores of its repetitions are averaged.
             means = {metric: fmean(scores[metric]) for metric in scores if metric not in left_out}
             yield _read_question(own_lines[0], means, answers)
 
