@@ -159,7 +159,8 @@ def _count_causes(lost: Sequence[Example], metric: str, names: Sequence[str]) ->
     found = [find_cause(example, metric) for example in lost]
     causes = []
     for name in names:
-        n, first = found.count(name), lost[found.index(name)] if name in found else None
+        n = found.count(name)
+        first = lost[found.index(name)] if n else None
         causes.append(Cause(name, n, n / max(1, len(lost)), first))
     return tuple(causes)
 
