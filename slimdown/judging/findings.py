@@ -408,7 +408,8 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
     """
     if metric is PaperMetric.forgetting_rate:
         return 1 - tuned / base if base > 0 else nan
-    return 100 * (tuned - base if metric is PaperMetric.ability_augmentation else base - tuned)
+    change = tuned - base if metric is PaperMetric.ability_augmentation else base - tuned
+    return 100 * change
 
 
 def compare_subjects(pair: Pair) -> dict[str, SubjectChange]:

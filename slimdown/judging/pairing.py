@@ -105,10 +105,11 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
             yield f"{key} is {second} instead of {first}"
     for name, benchmark in after.benchmarks.items():
         prompts = {(s.task, s.doc_id): s.prompt_hash for s in before.benchmarks[name].samples}
-        n_differing = 0
-        for sample in benchmark.samples:  # a question that was not asked before does not count
-            earlier = prompts.get((sample.task, sample.doc_id), sample.prompt_hash)
-            n_differing += earlier != sample.prompt_hash
+        # A question that was not asked before does not count.
+        n_differing = sum(
+            prompts.get((s.task, s.doc_id), s.prompt_hash) != s.prompt_hash
+            for s in benchmark.samples
+        )
         if n_differing:
             yield f"{n_differing:,} of {len(benchmark.samples):,} prompts of {name} differ"
 

@@ -62,9 +62,9 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
     if _has_single_answers(difference):
         return _find_least_change(difference, alpha)
     n = len(difference.observations)
-    # The measured mean lies at most this far below the true one, as often as the power says.
-    beyond = float(scipy.special.ndtri(POWER)) * difference.spread / sqrt(n)
-    smallest = _find_reach(difference, n, threshold=0.0, alpha=alpha / 2) + beyond
+    # In 80 % of repetitions, the measured mean lies at most this far below the true one.
+    shortfall = float(scipy.special.ndtri(POWER)) * difference.spread / sqrt(n)
+    smallest = _find_reach(difference, n, threshold=0.0, alpha=alpha / 2) + shortfall
     return smallest if smallest <= 1 else nan
 
 
