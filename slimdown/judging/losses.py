@@ -139,8 +139,8 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
         cause, such as those of a table that holds only scores.
     """
     changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
-    n_lost = len(changed.lost)
-    breakdown = LossBreakdown(n_lost, changed.n_right, is_loss_shown, causes=(), choices=None)
+    # Without causes and examples; these are filled in below, where the answers tell them.
+    breakdown = LossBreakdown(len(changed.lost), changed.n_right, is_loss_shown, (), choices=None)
     if not changed.has_causes:
         return breakdown
     breakdown = replace(breakdown, gained=next(iter(changed.gained), None))

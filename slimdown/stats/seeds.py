@@ -332,6 +332,7 @@ def build_difference_tests(
     Returns:
         The test of each pair that is not left out.
     """
+    # The groups of several seeds: a single one does not say how much seeds vary.
     several = {value: answers for value, answers in groups.items() if answers.n_seeds > 1}
     spreads = {value: answers.measure_spread() for value, answers in several.items()}
     paired_differences = [
