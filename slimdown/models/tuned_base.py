@@ -54,34 +54,39 @@ def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
     """Return the settings of an adapter; from the hub, only this file is downloaded.
 
     Returns:
-        None for a whole model.
+        The settings, see `read_adapter_config`; None for a whole model.
 
     Raises:
         ModelError: The file is damaged, or the hub does not give it.
     """
     if tuned.gguf:
         return None
-    folder = tuned.folder
-    if folder is None:  # the hub has the adapter
-        # One repository has one problem at most.
-        for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
-            raise ModelError(f"{tuned.named} is no folder here. As an id of the hub: {problem}")
-        with explain_hub_errors(tuned.named):
-            from huggingface_hub import hf_hub_download, try_to_load_from_cache
-            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    folder = tuned.folder or _download_adapter_config(tuned)
+    return read_adapter_config(folder) if folder and (folder / ADAPTER_CONFIG).is_file() else None
 
-            commit = resolve_commit(tuned.id, tuned.revision)
-            try:
-                folder = Path(hf_hub_download(tuned.id, ADAPTER_CONFIG, revision=commit)).parent
-            except EntryNotFoundError as error:
-                # The hub has no such file in the repository of a whole model. But offline, a file
-                # that the cache lacks tells nothing, unless the cache holds a whole model.
-                is_offline = isinstance(error, LocalEntryNotFoundError)
-                is_whole = try_to_load_from_cache(tuned.id, "config.json", revision=commit)
-                if is_offline and not is_whole:
-                    raise
-                return None
-    return read_adapter_config(folder) if (folder / ADAPTER_CONFIG).is_file() else None
+
+def _download_adapter_config(tuned: TunedModelConfig) -> Path | None:
+    """Download the settings of an adapter from the hub, and nothing else.
+
+    Returns:
+        The folder that holds them; None if the hub has a whole model, which has no such file.
+    """
+    # One repository has one problem at most.
+    for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
+        raise ModelError(f"{tuned.named} is no folder here. As an id of the hub: {problem}")
+    with explain_hub_errors(tuned.named):
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        commit = resolve_commit(tuned.id, tuned.revision)
+        try:
+            return Path(hf_hub_download(tuned.id, ADAPTER_CONFIG, revision=commit)).parent
+        except LocalEntryNotFoundError:  # offline; the hub may have the file that the cache lacks
+            if try_to_load_from_cache(tuned.id, "config.json", revision=commit):
+                return None  # the cache holds a whole model
+            raise
+        except EntryNotFoundError:
+            return None
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
