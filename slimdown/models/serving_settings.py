@@ -141,8 +141,7 @@ def _read_stop_ids(folder: Path) -> list[int] | None:
             ids = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
             if ids is not None:
                 return ids if isinstance(ids, list) else [ids]
-    has_model = (folder / "config.json").is_file()
-    return [] if has_model else None
+    return [] if (folder / "config.json").is_file() else None
 
 
 def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:

@@ -31,8 +31,7 @@ def find_base(tuned: TunedModelConfig) -> ModelConfig:
         base.revision = str(settings.get("revision") or "main")
         if any(base.source_problems()):
             problem = f"was made on {base.id}, which is not here" if base.id else "names no base"
-            advice = "name it: model=OWNER/NAME, or a folder"
-            raise ModelError(f"{tuned.named} {problem}; {advice}")
+            raise ModelError(f"{tuned.named} {problem}; name it: model=OWNER/NAME, or a folder")
     return base
 
 

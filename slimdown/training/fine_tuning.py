@@ -94,8 +94,7 @@ def _try_training(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> 
     try:
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
             model = attach_adapter(_make_twin(base), config.method, config.lora, config.seed)
-            trial = _Trial(replace(base, model=model), rows, config, Path(folder))
-            return trial.keeps_rows_apart()
+            return _Trial(replace(base, model=model), rows, config, Path(folder)).keeps_rows_apart()
     except SlimdownError:
         raise  # it already says how to go on
     except Exception as error:  # models, adapters and optimizers are other people's code
@@ -348,8 +347,7 @@ class _Training:
             if is_trained:
                 return callback.load(file, self.model)
             if engine.module:
-                train = engine.find_function("train")
-                seconds = train(base, self.model, rows, config, callback)
+                seconds = engine.find_function("train")(base, self.model, rows, config, callback)
             else:
                 checkpoint = _find_checkpoint(self.folder) if self.resumes else None
                 checkpoint = broadcast_from_main(checkpoint)

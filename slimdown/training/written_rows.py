@@ -150,8 +150,7 @@ class WrittenRows(GeneralRows):
         columns = {name: [row[name] for row in written] for name in ("input_ids", "labels")}
         if self.weight:  # marked rows get the KL penalty
             columns["labels"] = [mark_labels(labels) for labels in columns["labels"]]
-        added = Dataset.from_dict(columns, rows.train.features)
-        train = concatenate_datasets([rows.train, added])
+        train = concatenate_datasets([rows.train, Dataset.from_dict(columns, rows.train.features)])
         note = f"keep={self.name}: {len(written):,} of {n_rows:,} rows that {base.id} wrote"
         note += f" have a token to train on and are mixed in{self.describe_written(written)}"
         return replace(rows, train=train, notes=[*rows.notes, note], written=shown)

@@ -37,8 +37,7 @@ class Dialogues(WrittenRows):
         try:
             split_user_turn(tokenizer)
         except DataError as error:
-            problem = f"keep={self.name}: {error}; keep=self_replay needs none"
-            raise ModelError(problem) from None
+            raise ModelError(f"keep={self.name}: {error}; keep=self_replay needs none") from None
         return self
 
     def list_files(self) -> dict[str, Path]:
