@@ -386,11 +386,8 @@ def try_steps(base: LoadedModel, rows: TokenizedRows, config: RunConfig, n_steps
     """
     config = replace(config, train=replace(config.train, max_steps=n_steps))
     model = _attach(base, config)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        quiet_libraries(),
-        attention_within_rows(model, rows.is_padding_free),
-    ):
+    attention = attention_within_rows(model, rows.is_padding_free)
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries(), attention:
         trial = replace(rows, validation=None)
         trainer = build_trainer(model, base.tokenizer, trial, config, Path(folder))
         return float(trainer.train().metrics["train_runtime"])

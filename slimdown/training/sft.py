@@ -178,8 +178,7 @@ def _build_arguments(model: Any, rows: TokenizedRows, config: RunConfig, folder:
     settings = asdict(config.train)
     settings |= settings.pop("args")  # further options of TRL's, which win over the settings
     # Packing and the settings of tokenizing have been used up already.
-    left_out = {*_OURS, "packing", *SETTINGS}
-    settings = {name: value for name, value in settings.items() if name not in left_out}
+    settings = {k: v for k, v in settings.items() if k not in {*_OURS, "packing", *SETTINGS}}
     settings["gradient_checkpointing"] = bool(settings["gradient_checkpointing"])
     if any(name.startswith("torch_compile") for name in settings):
         settings["tf32"] = False  # compiling would switch it on in the whole process

@@ -144,7 +144,7 @@ class WrittenRows(GeneralRows):
         from slimdown.utils.distributed import broadcast_from_main, process_rank
 
         n_rows = count_added(len(rows.train), self.share)
-        written = self._find_or_write_rows(base, n_rows, config) if process_rank() == 0 else []
+        written = self._obtain_rows(base, n_rows, config) if process_rank() == 0 else []
         written = broadcast_from_main(written)
         shown = "".join(json.dumps(row["shown"], ensure_ascii=False) + "\n" for row in written)
         columns = {name: [row[name] for row in written] for name in ("input_ids", "labels")}
@@ -155,9 +155,7 @@ class WrittenRows(GeneralRows):
         note += f" have a token to train on and are mixed in{self.describe_written(written)}"
         return replace(rows, train=train, notes=[*rows.notes, note], written=shown)
 
-    def _find_or_write_rows(
-        self, base: Any, n_rows: int, config: "RunConfig"
-    ) -> list[dict[str, Any]]:
+    def _obtain_rows(self, base: Any, n_rows: int, config: "RunConfig") -> list[dict[str, Any]]:
         """Return the base's rows: from the cache if it wrote them before with these settings.
 
         Raises:
