@@ -81,8 +81,7 @@ def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufH
         )
     except Exception as error:  # numpy's, where a tensor is cut, and the package's own
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        problem = f"{setting} is cut short, or damaged ({reason})"
-        raise ModelError(f"{problem}; get it again") from None
+        raise ModelError(f"{setting} is cut short, or damaged ({reason}); get it again") from None
     if (n_parts := values.get("split.count", 1)) > 1:
         advice = "join them by llama.cpp: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
         raise ModelError(f"{setting} is one of {n_parts} parts of a model; {advice}")

@@ -40,13 +40,12 @@ def find_wrong_base(config: RunConfig) -> Iterator[str]:
     if not (tuned := config.tuned_model):
         return
     made_on = _read_base_name(fetch_adapter_config(tuned) or {})  # empty for a whole model
-    base = config.model
     # A folder's name does not say what it holds, unless it is the embedded model's.
-    may_be_copy = base.folder not in (None, MODEL_DIR)
-    if not may_be_copy and is_other_base(made_on, base.id):
+    may_be_copy = config.model.folder not in (None, MODEL_DIR)
+    if not may_be_copy and is_other_base(made_on, config.model.id):
         advice = "leave out model= and model.id to take that one, or correct"
         advice += f" base_model_name_or_path in {ADAPTER_CONFIG}"
-        yield f"{tuned.named} was made on {made_on}, and the base is {base.id}; {advice}"
+        yield f"{tuned.named} was made on {made_on}, and the base is {config.model.id}; {advice}"
 
 
 def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
