@@ -27,7 +27,7 @@ T4_NOTEBOOK = NOTEBOOK.with_name("t4.ipynb")
 SHORT = {
     '"pocket_math", ': "",  # its answers are the longest
     "every=4, questions=32, limit=100": "every=2, questions=4, limit=8",
-    "limit=100": "limit=64",
+    "limit=100": "limit=40",
     "max_steps = 10": "max_steps = 3",
 }
 SMALL_T4 = """

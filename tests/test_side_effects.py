@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_builders import copy_store
 
 SNAPSHOT = """
 import functools, gc, importlib, importlib.metadata, inspect, json, logging, os, signal, sys
@@ -128,10 +129,10 @@ with open("{kind}{step}.json", "w") as file:
 
 @pytest.fixture(scope="module")
 def snapshots(
-    tmp_path_factory: pytest.TempPathFactory,
+    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """The snapshots after each step: with slimdown, and of the control."""
-    folder = tmp_path_factory.mktemp("snapshots")
+    folder = copy_store(migrated_store, tmp_path_factory.mktemp("snapshots"))
     steps = {"doors": DOORS, "run": WHOLE_RUN}
     imports = {step: IMPORTS.format(step=step) for step in steps}
     parts = [f"exec({write_script(steps, '')!r})", f"exec({write_script(imports, 'control-')!r})"]
