@@ -20,23 +20,16 @@ from slimdown import pocket
 from slimdown.config.benchmark_config import BenchmarkConfig, Until
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
 from slimdown.config.engines import ENGINES, Backend, Engine
-from slimdown.config.fields import (
-    COUNT,
-    FILLED,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SHARE,
-    TRAINING,
-    Range,
-    setting,
-)
+from slimdown.config.fields import COUNT, FILLED, NONNEGATIVE, POSITIVE, SEED, SHARE, Range, setting
 from slimdown.config.methods import MethodConfig
 from slimdown.config.mitigation import Mitigation
 from slimdown.config.search_config import SearchConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_file, hash_folder, hash_json
+
+TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
+"""The sections that a training reads; with `tuned` they are idle."""
 
 _FOLDER = Range("must be a folder that exists", os.path.isdir)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
@@ -258,7 +251,7 @@ class TrainConfig:
     warmup_steps: float = setting(
         "steps in which the learning rate rises, or their share of all steps", _WARMUP
     )
-    weight_decay: float = setting("weight decay of the optimizer", NOT_NEGATIVE)
+    weight_decay: float = setting("weight decay of the optimizer", NONNEGATIVE)
     max_grad_norm: float = setting("gradients with a larger norm are scaled down to it", POSITIVE)
     optim: str = setting("the optimizer")
     max_length: int = setting(
@@ -274,7 +267,7 @@ class TrainConfig:
         "compute activations again instead of storing them; null: only if memory is short"
     )
     checkpoint_minutes: float | None = setting(
-        "minutes between two checkpoints; 0: write none", NOT_NEGATIVE
+        "minutes between two checkpoints; 0: write none", NONNEGATIVE
     )
     stop_on_forgetting: bool = setting(
         "stop the training when a loss is proven to exceed its budget", default=False

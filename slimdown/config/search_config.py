@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from slimdown.config.fields import COUNT, LOSS, NOT_NEGATIVE, SEED, setting
+from slimdown.config.fields import COUNT, LOSS, NONNEGATIVE, SEED, setting
 
 SEARCHED = ("dataset", "keep", "lora", "method", "quantization", "train")
 """The sections whose settings can be searched: what is trained and how, never what is asked."""
@@ -48,4 +48,4 @@ class SearchConfig:
         "number of trials proposed together; null: the launcher decides", COUNT, None
     )
     study: str | None = setting("name of the search; null: made from its settings", default=None)
-    trial: int | None = setting("number of this run; the search sets it", NOT_NEGATIVE, None)
+    trial: int | None = setting("number of this run; the search sets it", NONNEGATIVE, None)

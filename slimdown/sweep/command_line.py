@@ -36,6 +36,7 @@ from slimdown.config.fields import (
     read_number,
 )
 from slimdown.config.loader import load_config, open_hydra, reword
+from slimdown.config.naming import flatten_tree
 from slimdown.config.open_choices import is_open_choice, name_choice
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import ModelConfig, RunConfig
@@ -550,17 +551,7 @@ def _set_value(composed: DictConfig, override: Override) -> str:
 
 def _list_values(composed: DictConfig) -> dict[str, Any]:
     """Return every value by its dotted key, with interpolations as they stand; lists are whole."""
-    values: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict) and ".args." not in prefix[:-1]:
-            for key, value in node.items():
-                walk(value, f"{prefix}{key}.")
-        else:
-            values[prefix[:-1]] = node
-
-    walk(OmegaConf.to_container(composed, resolve=False), "")
-    return values
+    return flatten_tree(OmegaConf.to_container(composed, resolve=False))
 
 
 def _split_sweep(override: Override) -> Iterator[Override]:
