@@ -160,13 +160,14 @@ class TunedModelConfig(ModelConfig):
         if not self.folder or any((self.folder / name).is_file() for name in kinds):
             return
         checkpoints = {file.parent for name in kinds for file in self.folder.glob(f"*/{name}")}
-        # checkpoint-50 is older than checkpoint-100, which has the longer name.
-        newest = max(checkpoints, default=None, key=lambda path: (len(path.name), path.name))
-        advice = f"your trainer writes one by trainer.save_model({self.id!r})"
-        if (self.folder / "adapter_model.safetensors").is_file():
-            advice = "adapter_model.safetensors is there; copy adapter_config.json beside it"
-        if newest:
+        if checkpoints:
+            # checkpoint-50 is older than checkpoint-100, which has the longer name.
+            newest = max(checkpoints, key=lambda path: (len(path.name), path.name))
             advice = f"type tuned={Path(os.path.expanduser(self.id)) / newest.name}"
+        elif (self.folder / "adapter_model.safetensors").is_file():
+            advice = "adapter_model.safetensors is there; copy adapter_config.json beside it"
+        else:
+            advice = f"your trainer writes one by trainer.save_model({self.id!r})"
         lacking = " and no ".join(f"{kind} ({name})" for name, kind in kinds.items())
         yield f"{self.named} holds no {lacking}; {advice}"
 
@@ -338,9 +339,8 @@ class EvaluationConfig:
             generates: Whether the benchmark's answers are generated. If not, the likelihoods of
                 given answers are compared.
         """
-        uses_template = self.apply_chat_template is True or (
-            self.apply_chat_template == "auto" and generates
-        )
+        choice = self.apply_chat_template
+        uses_template = generates if choice == "auto" else choice is True
         thinking = self.enable_thinking if uses_template else None
         return replace(
             self,
@@ -434,9 +434,8 @@ class RunConfig:
     @property
     def may_hold_conversations(self) -> bool:
         """Whether `apply_chat_template=auto` may find a reason for the template."""
-        return self.tuned is not None or any(
-            dataset.may_hold_conversations for dataset in self.dataset.values()
-        )
+        datasets = self.dataset.values()
+        return self.tuned is not None or any(part.may_hold_conversations for part in datasets)
 
     @property
     def address(self) -> str:
