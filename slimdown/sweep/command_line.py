@@ -171,11 +171,11 @@ def compose_runs(line: CommandLine) -> CommandPlan:
             if len(problems) > _MOST_PROBLEMS or n_repeats > _MOST_REPEATS:
                 break
         search = runs[0].config.search
-        space: dict[str, DimensionConfig] = {}  # stays empty if this is no search
+        # A setting that the command line fixes, such as lora.r=4, is not searched.
+        space = {key: search.space[key] for key in search.space if key not in overrides_by_key}
         # A trial of a search has the search's settings, too, but it searches nothing itself.
-        if not problems and search.space and search.trial is None:
-            # A setting that the command line fixes, such as lora.r=4, is not searched.
-            space = {key: search.space[key] for key in search.space if key not in overrides_by_key}
+        is_search = bool(search.space) and search.trial is None
+        if is_search and not problems:
             if not line.is_sweep or len(runs) > 1:
                 problems.append("a search is many runs: begin with -m, and give one value each")
             # If a setting has several values, that is a problem by now, and the first one will do.
@@ -184,9 +184,9 @@ def compose_runs(line: CommandLine) -> CommandPlan:
             text = "\n".join(dict.fromkeys(problems))
             raise ConfigError(hide_variables(text, str(line.overrides)))
     swept = tuple(key for key, values in overrides_by_key.items() if len(values) > 1)
-    if space:  # of a search, what varies is what it proposes
-        swept = tuple(space)
-    return CommandPlan(runs, swept=swept, space=space, hydra=composer.hydra)
+    if is_search and space:  # of a search, what varies is what it proposes
+        return CommandPlan(runs, swept=tuple(space), space=space, hydra=composer.hydra)
+    return CommandPlan(runs, swept=swept, hydra=composer.hydra)
 
 
 class ComposedFiles(NamedTuple):
@@ -241,35 +241,35 @@ class _Composer:
             override.config_loader = self._loader  # glob(...) needs it
             if not override.key_or_group:
                 raise ValueError("there is no name before the =")
-            values = [override]
+            singles = [override]
             if override.is_sweep_override():
                 # One more than is allowed shows that there are too many.
-                values = list(islice(_split_sweep(override), _MOST_RUNS + 1))
+                singles = list(islice(_split_sweep(override), _MOST_RUNS + 1))
         except ConfigError as error:
             self.problems.append(str(error))
             return []
         except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
             self.problems.append(_explain_syntax(redact(text)[:80], error))
             return []
-        problems = list(self._find_problems(text, override, values))
+        problems = list(self._find_problems(text, override, singles))
         self.problems += problems
-        return [] if problems else values
+        return [] if problems else singles
 
     def _find_problems(
-        self, text: str, override: Override, values: Sequence[Override]
+        self, text: str, override: Override, singles: Sequence[Override]
     ) -> Iterator[str]:
         """Find what is wrong with an argument and its values, whatever the other arguments are.
 
         Args:
             text: The argument as the user typed it.
             override: The same, parsed.
-            values: An override for each of its values.
+            singles: An override for each of its values.
 
         Yields:
             A line for the user for each problem.
         """
         key = override.key_or_group
-        if not values:
+        if not singles:
             yield f"{text}: no value is left to try"
         if override.is_sweep_override() and not self.line.is_sweep:
             yield f"{text}: several values are a sweep; begin it with -m"
@@ -283,8 +283,8 @@ class _Composer:
         group = key.replace(".", "/")
         is_group = "." in key and self.line.is_choice(group)
         if is_group and (names := self._loader.get_group_options(group)):
-            for value in values:
-                choice = value.value()
+            for single in singles:
+                choice = single.value()
                 if type(choice) is str:  # the name of a choice, and no settings of the group
                     yield f"{text}: choose it by {group}=...{nearest(choice, names)}"
         if not self.line.is_choice(key):  # then it is the key of a setting
@@ -294,7 +294,8 @@ class _Composer:
             # Hydra's own choices, those of --config-dir, and those of other packages.
             own = list_group_choices(key, self.line.folders)
             known = sorted({*names, *own, *list_added_choices(key)})
-            yield from _find_choice_problems(text, key, values, known)
+            for single in singles:
+                yield from _find_choice_problems(text, key, single.value(), known)
 
     def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
         """Check a search: compose a run with each choice, and with both ends of each range.
@@ -404,17 +405,19 @@ class _Composer:
         """
         parsed = [choice.lstrip("+").partition("=") for choice in choices]
         chosen = {group: name for group, _, name in parsed}
-        files = list(choices)
+        files = list(choices)  # GROUP=CHOICE of the files that the settings are compared with
         # With a preset, the settings are compared with the same files composed without it. It may
         # have chosen datasets and benchmarks, so these are named.
         if chosen.keys() & {*_PRESETS}:
-            files = [f"{k}={v}" for k, v in chosen.items() if k not in (*_PRESETS, *_LISTS)]
+            others = chosen.keys() - {*_PRESETS, *_LISTS}
+            files = [f"{group}={chosen[group]}" for group in chosen if group in others]
             files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
         try:
             file_values = self._compose_files(files).values
         except (HydraException, OmegaConfBaseException):  # a preset defines its own dataset
             file_values = values  # then nothing differs
-        shown = {k: v for k, v in chosen.items() if not k.startswith(("hydra", "model", *_LISTS))}
+        not_shown = ("hydra", "model", *_LISTS)
+        shown = {key: name for key, name in chosen.items() if not key.startswith(not_shown)}
         # A key is set if it or a section around it is among `set_keys`. With the dot, `lora.r` is
         # no prefix of `lora.rank`.
         set_prefixes = tuple(f"{key}." for key in set_keys)
@@ -482,30 +485,23 @@ def _explain_syntax(text: str, error: Exception) -> str:
     return f"{text!r} is not setting=value: {reason}{advice}"
 
 
-def _find_alike(key: str, names: Sequence[Any]) -> str | None:
-    """Find the first name that two of the choices of a list would have."""
-    counts = Counter(name_choice(key, name) for name in {*map(str, names)})
-    return min((name for name, n in counts.items() if n > 1), default=None)
+def _find_choice_problems(text: str, key: str, value: Any, known: list[str]) -> Iterator[str]:
+    """Find what is wrong with the choice, or the list of choices, that an argument makes.
 
-
-def _find_choice_problems(
-    text: str, key: str, values: Sequence[Override], known: list[str]
-) -> Iterator[str]:
-    """Find what is wrong with the choices of a group that an argument makes."""
-    for value in values:
-        choice = value.value()
-        if isinstance(choice, list) and (name := _find_alike(key, choice)):
-            yield f"{text}: two are called {name}; rename one"
-        yield from _find_unknown_choices(key, choice, known)
-
-
-def _find_unknown_choices(key: str, value: Any, known: list[str]) -> Iterator[str]:
-    """Find the choices of a group that it does not have."""
+    Args:
+        text: The argument as the user typed it.
+        key: The group.
+        value: A name, or a list of names.
+        known: The names that the group has files or extensions for.
+    """
+    if isinstance(value, list):
+        counts = Counter(name_choice(key, name) for name in {*map(str, value)})
+        if alike := [name for name, n in counts.items() if n > 1]:
+            yield f"{text}: two are called {min(alike)}; rename one"
     for name in value if isinstance(value, list) and key in _LISTS else [value]:
         is_none = key in _PRESETS and name is None
         if not (is_none or name in known or is_open_choice(key, name)):
-            advice = nearest(str(name), known)
-            yield f"{key}={name}: there is no such {key}{advice}"
+            yield f"{key}={name}: there is no such {key}{nearest(str(name), known)}"
 
 
 def _set_value(composed: DictConfig, override: Override) -> str:

@@ -60,9 +60,9 @@ class Search:
         self._settings = settings
         self._at_once = at_once
         # Without a name that the user has set, a search is known by all that decides its trials.
-        proposed_by: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
+        sampling: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
         space = {key: asdict(dimension) for key, dimension in plan.space.items()}
-        digest = hash_json([*proposed_by, space, run_key(run.config)])[:8]
+        digest = hash_json([*sampling, space, run_key(run.config)])[:8]
         self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
         self.study = optuna.create_study(direction="maximize")
         # A search of this name in another space has another file: its values may lie outside.
