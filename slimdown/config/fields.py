@@ -23,7 +23,7 @@ _Schema = TypeVar("_Schema")
 MISSING: Any = "???"
 """OmegaConf's mark of a missing value: a file of `conf/` sets this setting."""
 
-DIMENSION_KEY = r"(.+?)(\.(?:low|high|log|choices))?$"
+SPACE_KEY = r"(.+?)(\.(?:low|high|log|choices))?$"
 """What follows `search.space.`: a setting by its dotted key, and perhaps what is said of it."""
 
 _ALIASES = {  # names in other tools that are spelled too differently to be guessed
@@ -82,10 +82,10 @@ def nearest(word: object, choices: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(choices)}"
 
 
-def read_number(text: str) -> Any:
+def read_share(text: str) -> Any:
     """Return the share that a text such as 5% means; any other text as it is.
 
-    >>> read_number("2.3%"), read_number("0.1")
+    >>> read_share("2.3%"), read_share("0.1")
     (0.023, '0.1')
     """
     percent = re.fullmatch(r"\s*(\d*\.?\d+) ?%\s*", text)
@@ -154,7 +154,7 @@ def _list_section(key: str, section: type) -> dict[str, Setting]:
 def find_setting(key: str, schema: type) -> Setting | None:
     """Return the setting or section that a dotted key names; None where there is none."""
     named = re.sub(r"^(dataset|benchmark)\.[^.]+", r"\1.<name>", key)
-    named = re.sub(rf"^search\.space\.{DIMENSION_KEY}", r"search.space.<name>\2", named)
+    named = re.sub(rf"^search\.space\.{SPACE_KEY}", r"search.space.<name>\2", named)
     return list_settings(schema).get(named)
 
 

@@ -28,13 +28,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
-from slimdown.config.fields import (
-    DIMENSION_KEY,
-    explain_unknown_key,
-    find_setting,
-    nearest,
-    read_number,
-)
+from slimdown.config.fields import SPACE_KEY, explain_unknown_key, find_setting, nearest, read_share
 from slimdown.config.loader import load_config, open_hydra, reword
 from slimdown.config.naming import flatten_tree
 from slimdown.config.open_choices import is_open_choice, name_choice
@@ -336,9 +330,7 @@ class _Composer:
             model = files.model
             self.hydra = files.hydra
             base = self._find_base(composed, overrides)
-            # `tuned` is an adapter that was made on another base than the embedded model, which is
-            # the default. So the files are composed again, with that base as the model.
-            if base and base.id != POCKET:
+            if base:  # the files are composed again, with this base as the model
                 choices.append("model=any")  # the file of a model that no other file describes
                 composed = deepcopy(self._compose_files(choices).settings)
                 composed.model.id = base.id
@@ -430,7 +422,11 @@ class _Composer:
         return shown
 
     def _find_base(self, composed: DictConfig, overrides: Sequence[Override]) -> ModelConfig | None:
-        """Return the base that an adapter was made on, unless a model is chosen already."""
+        """Return the base of the adapter that `tuned` names, if it must be chosen as the model.
+
+        None if a model is chosen already, if `tuned` names nothing that can be read, or if the base
+        is the embedded model, which is the default.
+        """
         values = {override.key_or_group: override.value() for override in overrides}
         tuned = OmegaConf.create([values.get("tuned", composed.get("tuned"))])[0]  # resolved
         is_chosen = "model" in values or "model.id" in values or composed.model.id != POCKET
@@ -440,7 +436,8 @@ class _Composer:
             advice = "a server does not say what its model was made from; add model=OWNER/NAME"
             raise ModelError(f"tuned={redact_uri(tuned)} needs its base model: {advice}")
         model = RunConfig(tuned=tuned).tuned_model
-        return find_base(model) if model and not any(model.source_problems()) else None
+        base = find_base(model) if model and not any(model.source_problems()) else None
+        return base if base and base.id != POCKET else None
 
     def _compose_files(self, choices: list[str]) -> ComposedFiles:
         """Compose the chosen files of groups, or return what an earlier call made of the same.
@@ -529,10 +526,10 @@ def _set_value(composed: DictConfig, override: Override) -> str:
         if isinstance(value, str) and setting and setting.type in TEXT_LISTS:
             value = [value]  # a list of one
         if isinstance(value, str) and setting and setting.type in _NUMBERS:
-            value = read_number(value)
+            value = read_share(value)
         # What a search varies, such as `search.space.lora.r.low=4`: `update` would take the dots of
         # the searched key, `lora.r`, for sections. So it gets a dictionary by this key instead.
-        if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
+        if dimension := re.match(rf"search\.space\.{SPACE_KEY}", key):
             searched_key, field_name = dimension.groups()  # such as `lora.r`, and `.low` or nothing
             if not (field_name or isinstance(value, dict)):
                 raise ConfigError("set its low and high, or its choices, behind a dot")
