@@ -25,7 +25,9 @@ class DimensionConfig:
         ends, least = [self.low, self.high], 0 if self.log else -_LARGEST
         is_range = all(type(end) in (int, float) for end in ends)
         is_range = is_range and least < self.low < self.high < _LARGEST
-        if bool(self.choices) == (ends != [None, None]) or not (self.choices or is_range):
+        # Either choices are set or both ends of a range, never a choice and an end.
+        is_right = ends == [None, None] if self.choices else is_range
+        if not is_right:
             yield "choices must be set, or numbers low < high < 1e15 (above 0 with log=true)"
 
 

@@ -341,14 +341,14 @@ class _Composer:
             place = "" if isinstance(error, ModelError) else " ".join(choices)
             self.problems.append(f"{place}: {reword(error)}".removeprefix(": "))
             return ComposedRun(arguments, RunConfig())
-        settings = [o for o in overrides if not self.line.is_choice(o.key_or_group)]
-        for override in settings:
+        set_overrides = [o for o in overrides if not self.line.is_choice(o.key_or_group)]
+        for override in set_overrides:
             if problem := _set_value(composed, override):
                 self.problems.append(f"{override.input_line}: {problem}")
         # Settings that cannot be read raise here. `load_config` below reports them.
         with suppress(OmegaConfBaseException):
             self._check_tasks(composed)
-        values = _list_values(composed)
+        values = _list_values(composed)  # before `load_config`, which fills in what is not set
         try:
             config = load_config(composed)
         except ConfigError as error:
@@ -359,7 +359,7 @@ class _Composer:
             section = re.split("[.=]", argument.lstrip("+"))[0]
             if section in config.idle_sections:  # it would have no effect
                 self.problems.append(f"{argument}: leave it out; {reader} does not read it")
-        set_keys = [override.key_or_group for override in settings]
+        set_keys = [override.key_or_group for override in set_overrides]
         shown = self._choose_shown(composed, values, choices, set_keys)
         return ComposedRun(arguments, config, model, shown)
 
@@ -442,6 +442,8 @@ class _Composer:
     def _compose_files(self, choices: list[str]) -> ComposedFiles:
         """Compose the chosen files of groups, or return what an earlier call made of the same.
 
+        Of a suite's benchmarks, only those that are chosen stay in the settings.
+
         Args:
             choices: GROUP=CHOICE of each group that is chosen.
 
@@ -460,10 +462,9 @@ class _Composer:
             hydra = OmegaConf.masked_copy(composed, ["hydra"])
             with open_dict(composed):
                 del composed["hydra"]
-                suite_benchmarks = list(composed.benchmark) if composed.suite else []
-                for name in suite_benchmarks:
-                    # A suite's file has settings of all its benchmarks, also of those that are not
-                    # chosen. Their own files are missing here, and with them what is asked.
+                # A suite's file has settings of all its benchmarks, also of those that are not
+                # chosen. Their own files are missing here, and with them the task or path.
+                for name in list(composed.benchmark) if composed.suite else ():
                     benchmark = composed.benchmark[name]
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
