@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from slimdown.config.fields import (
-    COUNT,
-    FILLED,
-    LOSS,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    Range,
-    setting,
-)
+from slimdown.config.fields import COUNT, FILLED, LOSS, NONNEGATIVE, POSITIVE, SHARE, Range, setting
 from slimdown.scoring.score import EXACT
 from slimdown.scoring.scores import name_scores
 
@@ -69,7 +60,7 @@ class BenchmarkConfig:
     metric: str | None = setting(
         "the metric to judge by; a filter follows after a dot", FILLED, None
     )
-    num_fewshot: int | None = setting("number of worked examples in the prompt", NOT_NEGATIVE, None)
+    num_fewshot: int | None = setting("number of worked examples in the prompt", NONNEGATIVE, None)
     chance: float | None = setting("the score of random guessing, as a share", SHARE, None)
     role: Role = setting(
         "target: trained for; retained: should not change; watched: reported without a verdict",

@@ -46,6 +46,7 @@ def read_benchmarks(
     """
     group = read_group("benchmark")
     benchmarks: dict[str, BenchmarkConfig] = {}
+    # What cannot be iterated over is a `BenchmarkConfig`, or a mistake that `_read_spec` refuses.
     is_single = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
     specs: Any = [names] if is_single else names
     for spec in specs:
@@ -110,8 +111,8 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
     # Exact match is a metric of the harness, which names its filter as well. Other scores are
     # metrics by their own name.
     metric = "exact_match.strip" if score == EXACT else score
-    filled: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0, "num_fewshot": 0}
-    filled["cluster"] = "cluster" if "cluster" in rows[0] else None
+    defaults: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0, "num_fewshot": 0}
+    defaults["cluster"] = "cluster" if "cluster" in rows[0] else None
     # All rows of a file are of one kind: texts (scored by bits per byte), questions with choices,
     # or questions whose answers are generated.
     if "text" in rows[0]:
@@ -122,14 +123,14 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
             )
             raise ConfigError(f"benchmark.{name}.role=target: {advice}")
         benchmark = replace(benchmark, role=Role.watched)
-        filled["metric"] = BYTE_PROBABILITY
+        defaults["metric"] = BYTE_PROBABILITY
     if "choices" in rows[0]:
         # A limit below 1 is refused by a later check; here it must not leave an empty list.
         asked_rows = rows[: max(1, benchmark.limit or len(rows))]
-        filled["metric"] = "acc"
-        filled["chance"] = fmean(1 / len(row["choices"]) for row in asked_rows)
-    unset = [setting for setting in filled if getattr(benchmark, setting) in (None, "")]
-    return replace(benchmark, **{setting: filled[setting] for setting in unset})
+        defaults["metric"] = "acc"
+        defaults["chance"] = fmean(1 / len(row["choices"]) for row in asked_rows)
+    unset = [setting for setting in defaults if getattr(benchmark, setting) in (None, "")]
+    return replace(benchmark, **{setting: defaults[setting] for setting in unset})
 
 
 def check_task_names(
@@ -137,10 +138,8 @@ def check_task_names(
 ) -> Iterator[str]:
     """Yield a problem for each task that no task file of the harness names.
 
-    The harness is not imported, because that takes seconds.
-
-    All files are searched, not only those that end in .yaml: tags and groups also stand in files
-    without an ending, which others include.
+    The harness is not imported, because that takes seconds. Its files are searched for the name
+    instead, also those without an ending: others include them, and they may hold tags and groups.
 
     Args:
         benchmarks: The settings by name.
@@ -158,7 +157,7 @@ def check_task_names(
             continue
         known = {*names, *(splitext(os.path.basename(file))[0] for file in files)}
         # There are thousands of names: only those with the same first letter are compared.
-        candidates = sorted(name for name in known - {task} if name[:1] == task[:1])
+        candidates = sorted(other for other in known - {task} if other[:1] == task[:1])
         # If no name is near, `nearest` lists all: thousands, which are cut off here.
         advice = nearest(task, candidates).partition("; known:")[0]
         own_tasks = "for tasks of your own, set evaluation.include_path to their folder"

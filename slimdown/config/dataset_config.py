@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from slimdown import pocket
-from slimdown.config.fields import COUNT, NOT_NEGATIVE, nearest, setting
+from slimdown.config.fields import COUNT, NONNEGATIVE, nearest, setting
 
 # The rule for ids that huggingface_hub checks.
 HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)
@@ -64,7 +64,7 @@ class DatasetConfig:
     )
     weight: float | None = setting(
         "share of the rows, relative to the weights of other datasets; null: use every row",
-        NOT_NEGATIVE,
+        NONNEGATIVE,
         None,
     )
     skip_bad_rows: bool = setting("skip rows that cannot be read, and count them", default=False)

@@ -23,7 +23,7 @@ _Schema = TypeVar("_Schema")
 MISSING: Any = "???"
 """OmegaConf's mark of a missing value: a file of `conf/` sets this setting."""
 
-DIMENSION_KEY = r"(.+?)(\.(?:low|high|log|choices))?$"
+SPACE_KEY = r"(.+?)(\.(?:low|high|log|choices))?$"
 """What follows `search.space.`: a setting by its dotted key, and perhaps what is said of it."""
 
 _ALIASES = {  # names in other tools that are spelled too differently to be guessed
@@ -53,13 +53,10 @@ class Range:
 
 COUNT = Range("must be at least 1", lambda n: n >= 1)
 POSITIVE = Range("must be above 0", lambda x: x > 0)
-NOT_NEGATIVE = Range("must not be negative", lambda x: x >= 0)
+NONNEGATIVE = Range("must not be negative", lambda x: x >= 0)
 SHARE = Range("must be from 0 to below 1", lambda x: 0 <= x < 1)
 LOSS = Range("must be from 0 to below 1 (0.03 is three points)", SHARE.holds)
 FILE = Range("must be a file that exists", lambda path: isfile(expanduser(path)))
-TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
-"""The sections that a training reads; with `tuned` they are idle."""
-
 FILLED = Range("must not be empty", str.strip)
 FILLED_LIST = Range("must name something", lambda texts: texts and all(map(str.strip, texts)))
 SEED = Range("must be a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
@@ -85,10 +82,10 @@ def nearest(word: object, choices: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(choices)}"
 
 
-def read_number(text: str) -> Any:
+def read_share(text: str) -> Any:
     """Return the share that a text such as 5% means; any other text as it is.
 
-    >>> read_number("2.3%"), read_number("0.1")
+    >>> read_share("2.3%"), read_share("0.1")
     (0.023, '0.1')
     """
     percent = re.fullmatch(r"\s*(\d*\.?\d+) ?%\s*", text)
@@ -157,7 +154,7 @@ def _list_section(key: str, section: type) -> dict[str, Setting]:
 def find_setting(key: str, schema: type) -> Setting | None:
     """Return the setting or section that a dotted key names; None where there is none."""
     named = re.sub(r"^(dataset|benchmark)\.[^.]+", r"\1.<name>", key)
-    named = re.sub(rf"^search\.space\.{DIMENSION_KEY}", r"search.space.<name>\2", named)
+    named = re.sub(rf"^search\.space\.{SPACE_KEY}", r"search.space.<name>\2", named)
     return list_settings(schema).get(named)
 
 
@@ -171,26 +168,26 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     """
     if find_setting(key, schema) or re.match(r"(model|lora|train|.*chat_template)[._]args\.", key):
         return None  # an option that is handed on to a library
-    settings = list(list_settings(schema))
+    known_keys = list(list_settings(schema))
     name = key.rpartition(".")[2]  # without its sections
     # First a name of another tool or a key without its section, then typos in key or name.
     close = [_ALIASES[name]] if name in _ALIASES else []
-    close += [known for known in settings if known.endswith(f".{key}") and known not in close]
+    close += [known for known in known_keys if known.endswith(f".{key}") and known not in close]
     if not close:  # `experiment` is a group, and no setting
-        close = get_close_matches(key, [*settings, "experiment"], n=1)
+        close = get_close_matches(key, [*known_keys, "experiment"], n=1)
     if not close:
-        keys_by_name = {setting.rpartition(".")[2]: setting for setting in settings}
+        keys_by_name = {known.rpartition(".")[2]: known for known in known_keys}
         close = [keys_by_name[near] for near in get_close_matches(name, keys_by_name, n=1)]
     if close:
         return f"{key} is not a setting; did you mean {' or '.join(close)}?"
     section = f"{key.partition('.')[0]}."
-    names = [setting for setting in settings if setting.startswith(section)]
-    if not names:  # there is no such section
-        names = [setting for setting in settings if "." not in setting]
+    listed = [known for known in known_keys if known.startswith(section)]
+    if not listed:  # there is no such section: all sections are listed
+        listed = [known for known in known_keys if "." not in known]
     advice = ""
-    if "train" in names:
+    if "train" in listed:
         advice = "; options of TRL and PEFT are train.args.NAME and lora.args.NAME"
-    return f"{key} is not a setting; known: {', '.join(names)}{advice}"
+    return f"{key} is not a setting; known: {', '.join(listed)}{advice}"
 
 
 def build_settings(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
@@ -208,21 +205,20 @@ def build_settings(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
         ConfigError: Lists every unknown field, every name that an enumeration lacks, and every
             null or dictionary where the field takes none, one problem per line.
     """
-    kinds = get_type_hints(schema)
+    hints = get_type_hints(schema)
+    declared = _list_fields(schema)
     built: dict[str, Any] = {}
     problems: list[str] = []
-    types = {name: str(declared.type) for name, declared in _list_fields(schema).items()}
     for name, value in values.items():
-        if name not in kinds:
+        if name not in hints:
             problems.append(str(explain_unknown_key(name, schema)))  # type: ignore[arg-type]
         elif value is None or isinstance(value, dict):
             # `find_problems` skips null and looks inside dictionaries: their type is checked here.
             built[name] = value
-            if demand := explain_type(types[name], value):
+            if demand := explain_type(str(declared[name].type), value):
                 problems.append(f"{name} {demand}, got {value!r}"[:200])
         elif value != MISSING:
-            alternatives = get_args(kinds[name]) or (kinds[name],)  # of a type such as `int | None`
-            kind = alternatives[0]
+            kind = (get_args(hints[name]) or (hints[name],))[0]  # the first one of `int | None`
             value = _convert(value, kind)
             if isinstance(kind, EnumMeta) and value is not None:
                 if value in list(kind):
@@ -274,25 +270,25 @@ def build_choice(
     given: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in values.items():
-        owners = ", ".join(choice for choice in kinds if key in _list_fields(kinds[choice]))
         if key in own:
             # YAML reads a name such as 1 as a number. A field that may hold a text gets it as one:
             # `explain_type` has no complaint if it is tried with an empty text.
             takes_text = explain_type(str(own[key].type), "") is None
             given[key] = str(value) if takes_text and type(value) in (int, float) else value
-        elif value is not None and owners:  # null sets nothing: no mistake
-            problems.append(f"{key}={value}: only {group}={owners} has it, and not {name}")
-        elif value is not None:
+        elif value is None:
+            continue  # null sets nothing, so it may stand under any name
+        elif owners := [choice for choice in kinds if key in _list_fields(kinds[choice])]:
+            only = f"only {group}={', '.join(owners)} has it"
+            problems.append(f"{key}={value}: {only}, and not {name}")
+        else:
             problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
     for key, declared in own.items():
         value = given.get(key, declared.default)
         demand = explain_type(str(declared.type), value)  # None if the type is right
-        needs_value = value is None and demand is not None
-        # A text such as "auto" is no value of an enumeration yet: `build_settings` makes it one.
-        is_checked_later = isinstance(declared.type, EnumMeta)
-        if value == MISSING or needs_value:
+        if value == MISSING or (value is None and demand):
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
-        elif key in given and demand and not is_checked_later:
+        # A text such as "auto" is no value of an enumeration yet: `build_settings` makes it one.
+        elif demand and key in given and not isinstance(declared.type, EnumMeta):
             problems.append(f"{key} {demand}, got {value!r:.80}")
     if problems:
         raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))
@@ -337,14 +333,15 @@ def explain_type(kind: str, value: Any) -> str | None:
     # What stands in brackets is removed, from the inside out: list[dict[str, int]] becomes list.
     while (shorter := re.sub(r"(list|dict)\[[^][]*\]", r"\1", outer)) != outer:
         outer = shorter
-    allowed = {*re.findall(r"\w+", outer)}
+    allowed = {*re.findall(r"\w+", outer)}  # such as {"int", "list", "None"}
     actual = type(value).__name__.replace("NoneType", "None")
     # A whole number may also stand for a float, and a text may be a name of a Literal.
     wider = {"int": "float", "str": "Literal"}.get(actual)
     is_right = not allowed.isdisjoint({"Any", actual, wider})
-    if is_right and actual == "list":
-        inner = "|".join(re.findall(r"list\[([^][]*)\]", kind))
-        is_right = not (inner and any(explain_type(inner, v) for v in value))
+    # The type of a list's members is checked if the annotation names one, as list[int] does.
+    member_kind = "|".join(re.findall(r"list\[([^][]*)\]", kind)) if actual == "list" else ""
+    if is_right and member_kind:
+        is_right = all(explain_type(member_kind, member) is None for member in value)
     if is_right:
         return None
     return f"must be {', '.join(text for word, text in _KINDS.items() if word in allowed)}"

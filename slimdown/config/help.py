@@ -125,8 +125,7 @@ def write_help(is_whole: bool = False, folders: tuple[Path, ...] = (CONF_DIR,)) 
         n_lines = 2 if group == "model" else 1
         if is_whole:
             n_lines = _MOST_LINES
-        text_and_choices = f"{text} {', '.join(choices)}"
-        lines += _write_entry(group, text_and_choices, width=14, n_lines=n_lines)
+        lines += _write_entry(group, f"{text} {', '.join(choices)}", width=14, n_lines=n_lines)
     lines += ["", "Settings" if is_whole else "Settings that people change most often"]
     for setting in describe_settings():
         name = f"{setting.key}={setting.default}"

@@ -13,12 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from slimdown.config.benchmarks import complete_benchmark
 from slimdown.config.fields import explain_unknown_key, find_problems
@@ -107,8 +102,9 @@ def load_config(composed: DictConfig) -> RunConfig:
             _set_quantization(composed)
         try:
             config = OmegaConf.to_object(composed)
-        except MissingMandatoryValue:  # a choice of their group would have set them
+        except MissingMandatoryValue:  # names one value; the message below names all of them
             missing = sorted(OmegaConf.missing_keys(composed))
+            # A choice of their group would have set them.
             problems = [f"{k} must be set, or chosen by {k.partition('.')[0]}=..." for k in missing]
             raise ConfigError("\n".join(problems)) from None
     except OmegaConfBaseException as error:
@@ -194,16 +190,20 @@ def reword(error: Exception) -> str:
     is_clear = isinstance(reason, HydraException | OmegaConfBaseException | SlimdownError)
     message = str(reason) if is_clear else describe_error(reason)
     text = " ".join(message.split()).partition(" full_key:")[0]
+    # Hydra puts the name of the file before OmegaConf's error, which is then the context.
     file = re.match("In '((dataset|benchmark|experiment)?[^']*)'", text)
     file_name, group = file.groups() if file else ("", None)
-    # Hydra puts the name of the file before OmegaConf's error, which is then the context.
     detail: Any = error.__context__ if file else reason
-    schema: Any = getattr(detail, "object_type", None)
-    is_unknown = isinstance(detail, ConfigKeyError | ConfigAttributeError) and is_dataclass(schema)
-    if is_unknown and detail.key != "experiment":
-        text += f"; {explain_unknown_key(str(detail.key), schema)}"
-    # An experiment's file without its first line sets keys below a section `experiment`.
-    elif group and (group != "experiment" or getattr(detail, "key", None) == "experiment"):
+    key = getattr(detail, "key", None)
+    schema: Any = getattr(detail, "object_type", None)  # of the section that lacks the key
+    # OmegaConf's errors of a key that is not there are of these classes of Python, too.
+    is_unknown = isinstance(detail, KeyError | AttributeError) and is_dataclass(schema)
+    # An experiment's file without its first line sets keys below a section `experiment`. In other
+    # errors of such a file, the first line is not to blame.
+    lacks_package = key == "experiment" if group == "experiment" else group is not None
+    if is_unknown and key != "experiment":
+        text += f"; {explain_unknown_key(str(key), schema)}"
+    elif lacks_package:
         package = "_global_" if group == "experiment" else file_name.replace("/", ".")
         text += f"; does {file_name}.yaml begin with `# @package {package}`?"
     return redact(text)

@@ -189,9 +189,6 @@ _OWN: dict[str, MethodFacts] = {
 }
 
 
-_NOT_INSTALLED = MethodFacts(module="", merges=False, resumes=False)
-
-
 @cache
 def list_all_methods() -> dict[str, MethodFacts]:
     """Return every method by name, those of other packages, too.
@@ -205,7 +202,7 @@ def list_all_methods() -> dict[str, MethodFacts]:
 
 def find_method(name: str) -> MethodFacts:
     """Return the properties of a method; one that is not installed here can do nothing."""
-    return list_all_methods().get(name, _NOT_INSTALLED)
+    return list_all_methods().get(name, MethodFacts(module="", merges=False, resumes=False))
 
 
 def find_own_type(peft_type: str) -> MethodFacts | None:

@@ -31,26 +31,35 @@ def flatten(config: RunConfig, without_defaults: bool = False) -> dict[str, obje
         its name.
     """
     tree = _read_tree(config)
-    flat: dict[str, object] = {}
-
-    def walk(node: object, prefix: str) -> None:
-        # `method.args.foo` is one setting. If its value is a dictionary, it stays whole, because
-        # the keys in it belong to another library.
-        is_foreign = ".args." in prefix.removesuffix(".")
-        if isinstance(node, dict) and not is_foreign:
-            for key, value in node.items():
-                walk(value, f"{prefix}{key}.")
-        else:
-            flat[prefix[:-1]] = node.value if isinstance(node, Enum) else node
-
-    walk(drop_defaults(tree) if without_defaults else tree, "")
+    flat = flatten_tree(drop_defaults(tree) if without_defaults else tree)
     # What a run measures does not depend on these sections and settings.
     without_effect = {"rerun", "search", "name", "note", *config.idle_sections}
     used = {key: flat[key] for key in flat if key.partition(".")[0] not in without_effect}
     # Each method and mitigation has settings of its own, and null stands for those that the chosen
-    # one has not. `tuned` is null if no tuned model was given.
+    # one does not have. `tuned` is null if no tuned model was given.
     optional = ("method.", "keep.", "tuned")
     return {k: v for k, v in used.items() if v is not None or not k.startswith(optional)}
+
+
+def flatten_tree(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return every value of a tree of sections by its dotted key; lists are whole.
+
+    Args:
+        tree: Dictionaries in dictionaries, or a single value.
+        prefix: The dotted key of `tree` and a dot; empty for the whole tree.
+
+    >>> flatten_tree({"seed": 0, "train": {"optim": "sgd", "args": {"fsdp": {"a": 1}}}})
+    {'seed': 0, 'train.optim': 'sgd', 'train.args.fsdp': {'a': 1}}
+    """
+    key = prefix.removesuffix(".")
+    # `train.args.fsdp` is one setting. If its value is a dictionary, it stays whole, because the
+    # keys in it belong to another library.
+    if not isinstance(tree, dict) or ".args." in key:
+        return {key: tree.value if isinstance(tree, Enum) else tree}
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten_tree(value, f"{prefix}{name}.")
+    return flat
 
 
 def _read_tree(node: object) -> Any:
@@ -76,14 +85,11 @@ def drop_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """
 
     def drop(node: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-        kept = {}
-        for key, value in node.items():
-            has_default = key in defaults
-            if has_default and value == defaults[key]:
-                continue
+        kept = {k: v for k, v in node.items() if k not in defaults or v != defaults[k]}
+        for key, value in kept.items():
             # A dictionary that is empty by default is one setting. Any other is a section.
-            is_section = type(value) is dict and has_default and bool(defaults[key])
-            kept[key] = drop(value, defaults[key]) if is_section else value
+            if type(value) is dict and defaults.get(key):
+                kept[key] = drop(value, defaults[key])
         return kept
 
     defaults = read_defaults()

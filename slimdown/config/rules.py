@@ -12,11 +12,10 @@ from urllib.parse import urlsplit
 
 from slimdown.config.benchmark_config import Role, Until
 from slimdown.config.engines import BACKENDS, ENGINES, Backend
-from slimdown.config.fields import TRAINING
 from slimdown.config.methods import list_all_methods
 from slimdown.config.mitigation import list_mitigations
 from slimdown.config.paths import list_group_choices
-from slimdown.config.schema import RunConfig, ServedConfig
+from slimdown.config.schema import TRAINING, RunConfig, ServedConfig
 from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import redact_uri
 
@@ -31,8 +30,7 @@ def find_conflicts(config: RunConfig) -> Iterator[str]:
     rules: list[Rule] = [check_choices, check_weights, check_holdout, check_clusters]
     rules += [check_sources, check_served, check_backend]
     if config.tuned is None:
-        rules += [check_method, check_mitigation, check_stopping]
-        rules += [check_rows, check_engine]
+        rules += [check_method, check_mitigation, check_stopping, check_rows, check_engine]
     for rule in rules:
         yield from rule(config)
 
@@ -161,8 +159,6 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
     A training that stops on forgetting looks at the model every `train.look_steps` steps: it tests
     for forgetting with a few questions. It must be long enough for one look.
 
-    Other settings may be invalid at this point, so values such as 0 or nan must not raise here.
-
     Args:
         config: The settings of a training.
         n_rows: The most rows there can be; 0 if the rows are not read yet.
@@ -171,19 +167,28 @@ def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> I
     train = config.train
     # Before the rows are read, only `max_examples` limits their number. 10**12 stands for no limit.
     n_rows = n_rows or sum(part.max_examples or 10**12 for part in config.dataset.values())
-    step_rows = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
-    # The mitigation adds rows. 1e-9 also if the share is nan: max returns its first value.
-    own_share = max(1e-9, 1 - config.keep.added_share)
-    n_rows_with_added = n_rows / own_share
-    # `ceil` raises at infinite epochs, hence 1e15. Nan is not below it, so `min` returns 1e15.
-    n_steps = ceil(min(1e15, ceil(n_rows_with_added / step_rows) * train.num_train_epochs))
-    if train.max_steps > 0:
-        n_steps = train.max_steps
+    n_steps = _count_steps(config, n_rows)
     if train.stop_on_forgetting and train.look_steps > n_steps:
         looks = f"train.look_steps={train.look_steps}"
         yield f"{looks} is more than the {n_steps} steps of this training; set a smaller number"
     if train.assistant_only_loss is True and (are_plain or not config.may_hold_conversations):
         yield "train.assistant_only_loss=true: no dataset has conversations; set it to false"
+
+
+def _count_steps(config: RunConfig, n_rows: int) -> int:
+    """Return the number of training steps on the rows of the datasets and the mitigation's.
+
+    Other settings may be invalid at this point, so values such as 0 or nan must not raise here.
+    """
+    train = config.train
+    if train.max_steps > 0:
+        return train.max_steps
+    step_rows = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
+    # The mitigation adds rows. 1e-9 also if the share is nan: max returns its first value.
+    own_share = max(1e-9, 1 - config.keep.added_share)
+    n_epoch_steps = ceil(n_rows / own_share / step_rows)
+    # `ceil` raises at infinite epochs, hence 1e15. Nan is not below it, so `min` returns 1e15.
+    return ceil(min(1e15, n_epoch_steps * train.num_train_epochs))
 
 
 def check_engine(config: RunConfig) -> Iterator[str]:

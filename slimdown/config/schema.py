@@ -20,23 +20,16 @@ from slimdown import pocket
 from slimdown.config.benchmark_config import BenchmarkConfig, Until
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
 from slimdown.config.engines import ENGINES, Backend, Engine
-from slimdown.config.fields import (
-    COUNT,
-    FILLED,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SHARE,
-    TRAINING,
-    Range,
-    setting,
-)
+from slimdown.config.fields import COUNT, FILLED, NONNEGATIVE, POSITIVE, SEED, SHARE, Range, setting
 from slimdown.config.methods import MethodConfig
 from slimdown.config.mitigation import Mitigation
 from slimdown.config.search_config import SearchConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_file, hash_folder, hash_json
+
+TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
+"""The sections that a training reads; with `tuned` they are idle."""
 
 _FOLDER = Range("must be a folder that exists", os.path.isdir)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
@@ -167,13 +160,14 @@ class TunedModelConfig(ModelConfig):
         if not self.folder or any((self.folder / name).is_file() for name in kinds):
             return
         checkpoints = {file.parent for name in kinds for file in self.folder.glob(f"*/{name}")}
-        # checkpoint-50 is older than checkpoint-100, which has the longer name.
-        newest = max(checkpoints, default=None, key=lambda path: (len(path.name), path.name))
-        advice = f"your trainer writes one by trainer.save_model({self.id!r})"
-        if (self.folder / "adapter_model.safetensors").is_file():
-            advice = "adapter_model.safetensors is there; copy adapter_config.json beside it"
-        if newest:
+        if checkpoints:
+            # checkpoint-50 is older than checkpoint-100, which has the longer name.
+            newest = max(checkpoints, key=lambda path: (len(path.name), path.name))
             advice = f"type tuned={Path(os.path.expanduser(self.id)) / newest.name}"
+        elif (self.folder / "adapter_model.safetensors").is_file():
+            advice = "adapter_model.safetensors is there; copy adapter_config.json beside it"
+        else:
+            advice = f"your trainer writes one by trainer.save_model({self.id!r})"
         lacking = " and no ".join(f"{kind} ({name})" for name, kind in kinds.items())
         yield f"{self.named} holds no {lacking}; {advice}"
 
@@ -258,7 +252,7 @@ class TrainConfig:
     warmup_steps: float = setting(
         "steps in which the learning rate rises, or their share of all steps", _WARMUP
     )
-    weight_decay: float = setting("weight decay of the optimizer", NOT_NEGATIVE)
+    weight_decay: float = setting("weight decay of the optimizer", NONNEGATIVE)
     max_grad_norm: float = setting("gradients with a larger norm are scaled down to it", POSITIVE)
     optim: str = setting("the optimizer")
     max_length: int = setting(
@@ -274,7 +268,7 @@ class TrainConfig:
         "compute activations again instead of storing them; null: only if memory is short"
     )
     checkpoint_minutes: float | None = setting(
-        "minutes between two checkpoints; 0: write none", NOT_NEGATIVE
+        "minutes between two checkpoints; 0: write none", NONNEGATIVE
     )
     stop_on_forgetting: bool = setting(
         "stop the training when a loss is proven to exceed its budget", default=False
@@ -345,9 +339,8 @@ class EvaluationConfig:
             generates: Whether the benchmark's answers are generated. If not, the likelihoods of
                 given answers are compared.
         """
-        uses_template = self.apply_chat_template is True or (
-            self.apply_chat_template == "auto" and generates
-        )
+        choice = self.apply_chat_template
+        uses_template = generates if choice == "auto" else choice is True
         thinking = self.enable_thinking if uses_template else None
         return replace(
             self,
@@ -441,9 +434,8 @@ class RunConfig:
     @property
     def may_hold_conversations(self) -> bool:
         """Whether `apply_chat_template=auto` may find a reason for the template."""
-        return self.tuned is not None or any(
-            dataset.may_hold_conversations for dataset in self.dataset.values()
-        )
+        datasets = self.dataset.values()
+        return self.tuned is not None or any(part.may_hold_conversations for part in datasets)
 
     @property
     def address(self) -> str:

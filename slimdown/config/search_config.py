@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from slimdown.config.fields import COUNT, LOSS, NOT_NEGATIVE, SEED, setting
+from slimdown.config.fields import COUNT, LOSS, NONNEGATIVE, SEED, setting
 
 SEARCHED = ("dataset", "keep", "lora", "method", "quantization", "train")
 """The sections whose settings can be searched: what is trained and how, never what is asked."""
@@ -25,7 +25,9 @@ class DimensionConfig:
         ends, least = [self.low, self.high], 0 if self.log else -_LARGEST
         is_range = all(type(end) in (int, float) for end in ends)
         is_range = is_range and least < self.low < self.high < _LARGEST
-        if bool(self.choices) == (ends != [None, None]) or not (self.choices or is_range):
+        # Either choices are set or both ends of a range, never a choice and an end.
+        is_right = ends == [None, None] if self.choices else is_range
+        if not is_right:
             yield "choices must be set, or numbers low < high < 1e15 (above 0 with log=true)"
 
 
@@ -48,4 +50,4 @@ class SearchConfig:
         "number of trials proposed together; null: the launcher decides", COUNT, None
     )
     study: str | None = setting("name of the search; null: made from its settings", default=None)
-    trial: int | None = setting("number of this run; the search sets it", NOT_NEGATIVE, None)
+    trial: int | None = setting("number of this run; the search sets it", NONNEGATIVE, None)

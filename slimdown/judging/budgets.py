@@ -8,7 +8,7 @@ from math import nan
 from numbers import Real
 
 from slimdown.config.benchmark_config import BenchmarkConfig, Role
-from slimdown.config.fields import nearest, read_number
+from slimdown.config.fields import nearest, read_share
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.forgetting_rate import RatioTest
 from slimdown.judging.pairing import Pair
@@ -111,7 +111,7 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
         budget = nan  # which `_check_budget` refuses
         if name or not sign:  # "=0.02" lacks the name
             with suppress(ValueError):
-                budget = float(read_number(value))  # "2%" is 0.02
+                budget = float(read_share(value))  # "2%" is 0.02
         _check_budget(name, budget, f"{option} {text}")
         if name in budgets:
             reason = f"{name or 'every benchmark'} has {budgets[name]} already"

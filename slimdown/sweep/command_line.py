@@ -28,14 +28,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.benchmarks import check_task_names
-from slimdown.config.fields import (
-    DIMENSION_KEY,
-    explain_unknown_key,
-    find_setting,
-    nearest,
-    read_number,
-)
+from slimdown.config.fields import SPACE_KEY, explain_unknown_key, find_setting, nearest, read_share
 from slimdown.config.loader import load_config, open_hydra, reword
+from slimdown.config.naming import flatten_tree
 from slimdown.config.open_choices import is_open_choice, name_choice
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import ModelConfig, RunConfig
@@ -170,11 +165,11 @@ def compose_runs(line: CommandLine) -> CommandPlan:
             if len(problems) > _MOST_PROBLEMS or n_repeats > _MOST_REPEATS:
                 break
         search = runs[0].config.search
-        space: dict[str, DimensionConfig] = {}  # stays empty if this is no search
+        # A setting that the command line fixes, such as lora.r=4, is not searched.
+        space = {key: search.space[key] for key in search.space if key not in overrides_by_key}
         # A trial of a search has the search's settings, too, but it searches nothing itself.
-        if not problems and search.space and search.trial is None:
-            # A setting that the command line fixes, such as lora.r=4, is not searched.
-            space = {key: search.space[key] for key in search.space if key not in overrides_by_key}
+        is_search = bool(search.space) and search.trial is None
+        if is_search and not problems:
             if not line.is_sweep or len(runs) > 1:
                 problems.append("a search is many runs: begin with -m, and give one value each")
             # If a setting has several values, that is a problem by now, and the first one will do.
@@ -183,9 +178,9 @@ def compose_runs(line: CommandLine) -> CommandPlan:
             text = "\n".join(dict.fromkeys(problems))
             raise ConfigError(hide_variables(text, str(line.overrides)))
     swept = tuple(key for key, values in overrides_by_key.items() if len(values) > 1)
-    if space:  # of a search, what varies is what it proposes
-        swept = tuple(space)
-    return CommandPlan(runs, swept=swept, space=space, hydra=composer.hydra)
+    if is_search and space:  # of a search, what varies is what it proposes
+        return CommandPlan(runs, swept=tuple(space), space=space, hydra=composer.hydra)
+    return CommandPlan(runs, swept=swept, hydra=composer.hydra)
 
 
 class ComposedFiles(NamedTuple):
@@ -240,35 +235,35 @@ class _Composer:
             override.config_loader = self._loader  # glob(...) needs it
             if not override.key_or_group:
                 raise ValueError("there is no name before the =")
-            values = [override]
+            singles = [override]
             if override.is_sweep_override():
                 # One more than is allowed shows that there are too many.
-                values = list(islice(_split_sweep(override), _MOST_RUNS + 1))
+                singles = list(islice(_split_sweep(override), _MOST_RUNS + 1))
         except ConfigError as error:
             self.problems.append(str(error))
             return []
         except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
             self.problems.append(_explain_syntax(redact(text)[:80], error))
             return []
-        problems = list(self._find_problems(text, override, values))
+        problems = list(self._find_problems(text, override, singles))
         self.problems += problems
-        return [] if problems else values
+        return [] if problems else singles
 
     def _find_problems(
-        self, text: str, override: Override, values: Sequence[Override]
+        self, text: str, override: Override, singles: Sequence[Override]
     ) -> Iterator[str]:
         """Find what is wrong with an argument and its values, whatever the other arguments are.
 
         Args:
             text: The argument as the user typed it.
             override: The same, parsed.
-            values: An override for each of its values.
+            singles: An override for each of its values.
 
         Yields:
             A line for the user for each problem.
         """
         key = override.key_or_group
-        if not values:
+        if not singles:
             yield f"{text}: no value is left to try"
         if override.is_sweep_override() and not self.line.is_sweep:
             yield f"{text}: several values are a sweep; begin it with -m"
@@ -282,8 +277,8 @@ class _Composer:
         group = key.replace(".", "/")
         is_group = "." in key and self.line.is_choice(group)
         if is_group and (names := self._loader.get_group_options(group)):
-            for value in values:
-                choice = value.value()
+            for single in singles:
+                choice = single.value()
                 if type(choice) is str:  # the name of a choice, and no settings of the group
                     yield f"{text}: choose it by {group}=...{nearest(choice, names)}"
         if not self.line.is_choice(key):  # then it is the key of a setting
@@ -293,7 +288,8 @@ class _Composer:
             # Hydra's own choices, those of --config-dir, and those of other packages.
             own = list_group_choices(key, self.line.folders)
             known = sorted({*names, *own, *list_added_choices(key)})
-            yield from _find_choice_problems(text, key, values, known)
+            for single in singles:
+                yield from _find_choice_problems(text, key, single.value(), known)
 
     def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
         """Check a search: compose a run with each choice, and with both ends of each range.
@@ -334,9 +330,7 @@ class _Composer:
             model = files.model
             self.hydra = files.hydra
             base = self._find_base(composed, overrides)
-            # `tuned` is an adapter that was made on another base than the embedded model, which is
-            # the default. So the files are composed again, with that base as the model.
-            if base and base.id != POCKET:
+            if base:  # the files are composed again, with this base as the model
                 choices.append("model=any")  # the file of a model that no other file describes
                 composed = deepcopy(self._compose_files(choices).settings)
                 composed.model.id = base.id
@@ -347,14 +341,14 @@ class _Composer:
             place = "" if isinstance(error, ModelError) else " ".join(choices)
             self.problems.append(f"{place}: {reword(error)}".removeprefix(": "))
             return ComposedRun(arguments, RunConfig())
-        settings = [o for o in overrides if not self.line.is_choice(o.key_or_group)]
-        for override in settings:
+        set_overrides = [o for o in overrides if not self.line.is_choice(o.key_or_group)]
+        for override in set_overrides:
             if problem := _set_value(composed, override):
                 self.problems.append(f"{override.input_line}: {problem}")
         # Settings that cannot be read raise here. `load_config` below reports them.
         with suppress(OmegaConfBaseException):
             self._check_tasks(composed)
-        values = _list_values(composed)
+        values = _list_values(composed)  # before `load_config`, which fills in what is not set
         try:
             config = load_config(composed)
         except ConfigError as error:
@@ -365,7 +359,7 @@ class _Composer:
             section = re.split("[.=]", argument.lstrip("+"))[0]
             if section in config.idle_sections:  # it would have no effect
                 self.problems.append(f"{argument}: leave it out; {reader} does not read it")
-        set_keys = [override.key_or_group for override in settings]
+        set_keys = [override.key_or_group for override in set_overrides]
         shown = self._choose_shown(composed, values, choices, set_keys)
         return ComposedRun(arguments, config, model, shown)
 
@@ -403,17 +397,19 @@ class _Composer:
         """
         parsed = [choice.lstrip("+").partition("=") for choice in choices]
         chosen = {group: name for group, _, name in parsed}
-        files = list(choices)
+        files = list(choices)  # GROUP=CHOICE of the files that the settings are compared with
         # With a preset, the settings are compared with the same files composed without it. It may
         # have chosen datasets and benchmarks, so these are named.
         if chosen.keys() & {*_PRESETS}:
-            files = [f"{k}={v}" for k, v in chosen.items() if k not in (*_PRESETS, *_LISTS)]
+            others = chosen.keys() - {*_PRESETS, *_LISTS}
+            files = [f"{group}={chosen[group]}" for group in chosen if group in others]
             files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
         try:
             file_values = self._compose_files(files).values
         except (HydraException, OmegaConfBaseException):  # a preset defines its own dataset
             file_values = values  # then nothing differs
-        shown = {k: v for k, v in chosen.items() if not k.startswith(("hydra", "model", *_LISTS))}
+        not_shown = ("hydra", "model", *_LISTS)
+        shown = {key: name for key, name in chosen.items() if not key.startswith(not_shown)}
         # A key is set if it or a section around it is among `set_keys`. With the dot, `lora.r` is
         # no prefix of `lora.rank`.
         set_prefixes = tuple(f"{key}." for key in set_keys)
@@ -426,7 +422,11 @@ class _Composer:
         return shown
 
     def _find_base(self, composed: DictConfig, overrides: Sequence[Override]) -> ModelConfig | None:
-        """Return the base that an adapter was made on, unless a model is chosen already."""
+        """Return the base of the adapter that `tuned` names, if it must be chosen as the model.
+
+        None if a model is chosen already, if `tuned` names nothing that can be read, or if the base
+        is the embedded model, which is the default.
+        """
         values = {override.key_or_group: override.value() for override in overrides}
         tuned = OmegaConf.create([values.get("tuned", composed.get("tuned"))])[0]  # resolved
         is_chosen = "model" in values or "model.id" in values or composed.model.id != POCKET
@@ -436,10 +436,13 @@ class _Composer:
             advice = "a server does not say what its model was made from; add model=OWNER/NAME"
             raise ModelError(f"tuned={redact_uri(tuned)} needs its base model: {advice}")
         model = RunConfig(tuned=tuned).tuned_model
-        return find_base(model) if model and not any(model.source_problems()) else None
+        base = find_base(model) if model and not any(model.source_problems()) else None
+        return base if base and base.id != POCKET else None
 
     def _compose_files(self, choices: list[str]) -> ComposedFiles:
         """Compose the chosen files of groups, or return what an earlier call made of the same.
+
+        Of a suite's benchmarks, only those that are chosen stay in the settings.
 
         Args:
             choices: GROUP=CHOICE of each group that is chosen.
@@ -459,10 +462,9 @@ class _Composer:
             hydra = OmegaConf.masked_copy(composed, ["hydra"])
             with open_dict(composed):
                 del composed["hydra"]
-                suite_benchmarks = list(composed.benchmark) if composed.suite else []
-                for name in suite_benchmarks:
-                    # A suite's file has settings of all its benchmarks, also of those that are not
-                    # chosen. Their own files are missing here, and with them what is asked.
+                # A suite's file has settings of all its benchmarks, also of those that are not
+                # chosen. Their own files are missing here, and with them the task or path.
+                for name in list(composed.benchmark) if composed.suite else ():
                     benchmark = composed.benchmark[name]
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
@@ -481,30 +483,23 @@ def _explain_syntax(text: str, error: Exception) -> str:
     return f"{text!r} is not setting=value: {reason}{advice}"
 
 
-def _find_alike(key: str, names: Sequence[Any]) -> str | None:
-    """Find the first name that two of the choices of a list would have."""
-    counts = Counter(name_choice(key, name) for name in {*map(str, names)})
-    return min((name for name, n in counts.items() if n > 1), default=None)
+def _find_choice_problems(text: str, key: str, value: Any, known: list[str]) -> Iterator[str]:
+    """Find what is wrong with the choice, or the list of choices, that an argument makes.
 
-
-def _find_choice_problems(
-    text: str, key: str, values: Sequence[Override], known: list[str]
-) -> Iterator[str]:
-    """Find what is wrong with the choices of a group that an argument makes."""
-    for value in values:
-        choice = value.value()
-        if isinstance(choice, list) and (name := _find_alike(key, choice)):
-            yield f"{text}: two are called {name}; rename one"
-        yield from _find_unknown_choices(key, choice, known)
-
-
-def _find_unknown_choices(key: str, value: Any, known: list[str]) -> Iterator[str]:
-    """Find the choices of a group that it does not have."""
+    Args:
+        text: The argument as the user typed it.
+        key: The group.
+        value: A name, or a list of names.
+        known: The names that the group has files or extensions for.
+    """
+    if isinstance(value, list):
+        counts = Counter(name_choice(key, name) for name in {*map(str, value)})
+        if alike := [name for name, n in counts.items() if n > 1]:
+            yield f"{text}: two are called {min(alike)}; rename one"
     for name in value if isinstance(value, list) and key in _LISTS else [value]:
         is_none = key in _PRESETS and name is None
         if not (is_none or name in known or is_open_choice(key, name)):
-            advice = nearest(str(name), known)
-            yield f"{key}={name}: there is no such {key}{advice}"
+            yield f"{key}={name}: there is no such {key}{nearest(str(name), known)}"
 
 
 def _set_value(composed: DictConfig, override: Override) -> str:
@@ -532,10 +527,10 @@ def _set_value(composed: DictConfig, override: Override) -> str:
         if isinstance(value, str) and setting and setting.type in TEXT_LISTS:
             value = [value]  # a list of one
         if isinstance(value, str) and setting and setting.type in _NUMBERS:
-            value = read_number(value)
+            value = read_share(value)
         # What a search varies, such as `search.space.lora.r.low=4`: `update` would take the dots of
         # the searched key, `lora.r`, for sections. So it gets a dictionary by this key instead.
-        if dimension := re.match(rf"search\.space\.{DIMENSION_KEY}", key):
+        if dimension := re.match(rf"search\.space\.{SPACE_KEY}", key):
             searched_key, field_name = dimension.groups()  # such as `lora.r`, and `.low` or nothing
             if not (field_name or isinstance(value, dict)):
                 raise ConfigError("set its low and high, or its choices, behind a dot")
@@ -550,17 +545,7 @@ def _set_value(composed: DictConfig, override: Override) -> str:
 
 def _list_values(composed: DictConfig) -> dict[str, Any]:
     """Return every value by its dotted key, with interpolations as they stand; lists are whole."""
-    values: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict) and ".args." not in prefix[:-1]:
-            for key, value in node.items():
-                walk(value, f"{prefix}{key}.")
-        else:
-            values[prefix[:-1]] = node
-
-    walk(OmegaConf.to_container(composed, resolve=False), "")
-    return values
+    return flatten_tree(OmegaConf.to_container(composed, resolve=False))
 
 
 def _split_sweep(override: Override) -> Iterator[Override]:

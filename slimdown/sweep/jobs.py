@@ -154,9 +154,10 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
     if sweep.read_outcome(number).is_over:
         return  # a launcher that lost a job may queue finished ones again
     outcome = JobOutcome(JobState.running)
-    sweep.write_outcome(number, outcome)
+    sweep.write_outcome(number, outcome)  # stays if this process dies: the job had begun
 
-    def keep_run_id(run_id: str) -> None:  # called when the run opens, so that a failed job has it
+    def keep_run_id(run_id: str) -> None:
+        """Write the id of the job's run as soon as it opens, so that it is known if it fails."""
         nonlocal outcome
         outcome = replace(outcome, run_id=run_id)
         sweep.write_outcome(number, outcome)
@@ -180,6 +181,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
         except BaseException as error:
             is_requeued = isinstance(error, SystemExit) and is_queued_again()
             if isinstance(error, KeyboardInterrupt) or is_requeued:
+                # The job has not failed by itself: it is left to be run again.
                 sweep.write_outcome(number, replace(outcome, state=JobState.killed))
                 raise
             reason = _report_failure(job, error)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import run_job, setup_globals
@@ -66,6 +66,4 @@ def run_here(hydra: DictConfig, task: Callable[[], object]) -> None:
 
 
 def _make_context() -> HydraContext:
-    loader: Any = _ComposedBefore()
-    callbacks: Any = Callback()
-    return HydraContext(loader, callbacks)
+    return HydraContext(cast(Any, _ComposedBefore()), cast(Any, Callback()))

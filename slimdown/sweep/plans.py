@@ -39,7 +39,7 @@ def plan_runs(runs: Sequence[ComposedRun], n_trials: int, *, tries: bool) -> Pla
     groups: dict[str, list[ComposedRun]] = {}  # runs with the same amount of work are together
     n_finished = 0
     for run in runs:
-        # The run that stands for trials has not their values, so it says nothing about them.
+        # The run that stands for all trials has other values than they, so it is not looked up.
         if n_trials == 1 and _is_finished(run.config):
             n_finished += 1
             continue

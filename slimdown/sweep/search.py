@@ -53,16 +53,13 @@ class Search:
             at_once: How many trials to propose together.
         """
         [run] = plan.runs
-        settings = run.config.search
-        self.config = run.config
-        self.space = plan.space
-        self._line = line
-        self._settings = settings
-        self._at_once = at_once
+        self.config, self.space = run.config, plan.space
+        self._line, self._at_once = line, at_once
+        self._settings = settings = run.config.search
         # Without a name that the user has set, a search is known by all that decides its trials.
-        proposed_by: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
+        sampling: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
         space = {key: asdict(dimension) for key, dimension in plan.space.items()}
-        digest = hash_json([*proposed_by, space, run_key(run.config)])[:8]
+        digest = hash_json([*sampling, space, run_key(run.config)])[:8]
         self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
         self.study = optuna.create_study(direction="maximize")
         # A search of this name in another space has another file: its values may lie outside.
@@ -160,9 +157,8 @@ class Search:
             ConfigError: Every trial is refused.
         """
         runs = self._runs
-        refused = self._refused
-        if len(refused) == self._settings.n_trials:
-            reasons = "\n".join(dict.fromkeys(refused.values()))
+        if len(self._refused) == self._settings.n_trials:
+            reasons = "\n".join(dict.fromkeys(self._refused.values()))
             raise ConfigError(f"every trial of the search is refused; change its space\n{reasons}")
         if not runs:
             return {}
@@ -174,7 +170,7 @@ class Search:
         else:
             advice = "Raise the budget, or widen the ranges."
             notes = [f"No trial is within the budget as measured. {advice}"]
-        notes += [f"Trial {number} was refused: {reason}." for number, reason in refused.items()]
+        notes += [f"Trial {n} was refused: {reason}." for n, reason in self._refused.items()]
         table = replace(table, notes=(*notes, *table.notes))
         console.show_table(table)
         return {"search.html": render_comparison_page(table, comparison)}

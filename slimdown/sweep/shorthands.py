@@ -45,24 +45,25 @@ def read_flags(arguments: Sequence[str]) -> list[str]:
         is_flag = any(flag.startswith(key) for flag in _FLAGS)
         if not text.startswith("--") or not key or is_flag:
             settings.append(text)
-            continue
-        if not equals_sign:
-            setting = find_setting(key, RunConfig)
-            is_switch = setting is not None and setting.type is bool
-            # The next argument is the value, if it is no flag; -1 and -.5 are numbers.
-            has_value = bool(rest) and not re.match(r"-(?!\.?\d)", rest[0])
-            # What follows a switch may be the next setting, so only true and false are its value.
-            if is_switch and not (has_value and rest[0] in ("true", "false")):
-                value = "true"
-            elif has_value:
-                value = rest.pop(0)
-            elif setting:
-                raise ConfigError(f"{text} has no value; type {key}=VALUE")
-            else:
-                advice = "slimdown run --help lists both"
-                raise ConfigError(f"{text} is neither a flag nor a setting; {advice}")
-        settings.append(f"{key}={value}")
+        else:
+            settings.append(f"{key}={value if equals_sign else _pop_value(key, rest)}")
     return settings
+
+
+def _pop_value(key: str, rest: list[str]) -> str:
+    """Return the value of `--KEY`; if it is the first of the other arguments, remove it there."""
+    setting = find_setting(key, RunConfig)
+    # The next argument is the value, if it is no flag; -1 and -.5 are numbers.
+    has_value = bool(rest) and not re.match(r"-(?!\.?\d)", rest[0])
+    is_switch = setting is not None and setting.type is bool
+    # What follows a switch may be the next setting, so only true and false are its value.
+    if is_switch and not (has_value and rest[0] in ("true", "false")):
+        return "true"
+    if has_value:
+        return rest.pop(0)
+    if setting:
+        raise ConfigError(f"--{key} has no value; type {key}=VALUE")
+    raise ConfigError(f"--{key} is neither a flag nor a setting; slimdown run --help lists both")
 
 
 def parse_override(parser: OverridesParser, text: str, is_sweep: bool) -> Override:

@@ -121,9 +121,10 @@ class Sweep:
             finally:
                 if rows := [self._make_row(number) for number in self.outcomes]:
                     table = sweep_table(rows, f"{title}. {self._advise()}")
-                    # A comparison of the runs says more than this table, if one can be made. A
-                    # search has shown one itself, and this table comes after it.
-                    if kind == "search" or not self._show_comparison(tracking, title):
+                    # A comparison of a sweep's runs says more than this table, if one can be made.
+                    # A search has compared its trials itself, and this table comes after that.
+                    has_comparison = kind == "sweep" and self._show_comparison(tracking, title)
+                    if not has_comparison:
                         console.show_table(table)
                     sweep_run.files["sweep.md"] = write_table(table, "markdown")
                 sweep_run.failed = JobState.failed in self._find_states()

@@ -30,9 +30,8 @@ def list_extensions(group: str) -> list[EntryPoint]:
 
 def list_added_choices(group: str) -> list[str]:
     """List what other packages add to a group of settings, such as `keep`."""
-    if group not in _CHOICES:
-        return []
-    return [point.name for point in list_extensions(_CHOICES[group])]
+    points = list_extensions(_CHOICES[group]) if group in _CHOICES else []
+    return [point.name for point in points]
 
 
 def name_package(point: EntryPoint) -> str:

@@ -91,12 +91,12 @@ def _find_reason(error: Exception, folder: Path) -> str:
     text = " ".join(map(str, causes))
     statuses = re.findall(r"error '(\d+)", text)
     signs.update(statuses)
-    failures = [status for status in statuses if status.startswith("5")]
-    if failures:
+    failure = next((status for status in statuses if status.startswith("5")), "")
+    if failure:
         signs.add("5xx")
     for names, reason in _BY_CLASS.items():
         if signs & {*names.split()}:
-            return reason.replace("{status}", failures[0] if failures else "")
+            return reason.replace("{status}", failure)
     for words, reason in _BY_TEXT.items():
         if re.search(words, text):
             return reason
@@ -160,25 +160,26 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
     Yields:
         One line for each problem; if the hub does not answer, one line for all.
     """
-    silence = ""  # the end of the line on a hub that does not answer; empty: it has answered so far
-    unreachable = []  # the settings whose repositories were not found out
+    unreachable: list[str] = []  # the settings that name them, once the hub does not answer
+    reason = ""  # of that, as the end of a line
     settings = {(repo, revision, kind): setting for setting, repo, revision, kind in repositories}
     for (repo, revision, kind), setting in settings.items():
         if _find_cached_commit(repo, revision, kind):
             continue
-        if not silence:  # each further question would wait as long
-            try:
-                with explain_hub_errors(setting):
-                    ask_hub(repo, revision, kind)
-            except SlimdownError as error:
-                if "cannot be reached" in str(error):
-                    silence = str(error).removeprefix(setting)
-                else:
-                    yield str(error)
-        if silence:
+        if unreachable:  # the hub is not asked again: each question would wait as long
             unreachable.append(setting)
+            continue
+        try:
+            with explain_hub_errors(setting):
+                ask_hub(repo, revision, kind)
+        except SlimdownError as error:
+            if "cannot be reached" in str(error):
+                unreachable.append(setting)
+                reason = str(error).removeprefix(setting)
+            else:
+                yield str(error)
     if unreachable:
-        yield ", ".join(unreachable) + silence
+        yield ", ".join(unreachable) + reason
 
 
 def _find_cached_commit(repo: str, revision: str, kind: str) -> str:
