@@ -407,8 +407,7 @@ def check_prompts(runs: Sequence[RunRecord]) -> None:
     for key in sorted(key for key in keys if "." in key):
         name = key.partition(".")[0]
         conditions = [f.conditions for f in all_findings if name in f.benchmarks]
-        differing = _describe_differing(values.get(key, "not set") for values in conditions)
-        if differing:
+        if differing := _describe_differing(c.get(key, "not set") for c in conditions):
             raise ConfigError(
                 f"{name} was not asked in the same way in all runs ({key} is {differing}); choose "
                 "runs that were asked in the same way, by their names, --sweep or --filter"

@@ -154,8 +154,9 @@ def _test_column(column: Sequence[_Cell]) -> dict[_Cell, TestedChange]:
         elif can_average(cell.changes):
             answers[cell] = collect_answers(cell.changes)
     for questions in dict.fromkeys(cell.questions for cell in answers):
-        cells_alike = [cell for cell in answers if cell.questions == questions]
-        tests |= build_tests({cell: answers[cell] for cell in cells_alike})
+        tests |= build_tests(
+            {cell: a for cell, a in answers.items() if cell.questions == questions}
+        )
     return tests
 
 
@@ -173,12 +174,9 @@ def _decide_cells(
         tests: The tests of those cells that have one.
     """
     judged = [cell for cell in tests if not cell.is_watched]
-    n_with_verdict = len([cell for cell in cells if not cell.is_watched])
-    decided = decide_verdicts(
-        [tests[cell] for cell in judged],
-        [cell.margin for cell in judged],
-        n_unknown=n_with_verdict - len(judged),
-    )
+    n_untested = sum(not cell.is_watched for cell in cells) - len(judged)
+    margins = [cell.margin for cell in judged]
+    decided = decide_verdicts([tests[cell] for cell in judged], margins, n_unknown=n_untested)
     decisions = dict(zip(judged, decided, strict=True))
     for cell, test in tests.items():
         if cell.is_watched:
