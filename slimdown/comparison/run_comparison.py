@@ -238,9 +238,7 @@ def list_columns(changes: Mapping[str, BenchmarkChange]) -> dict[str, list[str]]
 
 def _list_averaged(changes: Mapping[str, BenchmarkChange], role: Role) -> list[str]:
     """List the benchmarks of a role whose changes have a mean, measured or not."""
-    return list_comparable(
-        {n: change.metric for n, change in changes.items() if change.role is role}
-    )
+    return list_comparable({n: c.metric for n, c in changes.items() if c.role is role})
 
 
 def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:

@@ -154,9 +154,8 @@ def _test_column(column: Sequence[_Cell]) -> dict[_Cell, TestedChange]:
         elif can_average(cell.changes):
             answers[cell] = collect_answers(cell.changes)
     for questions in dict.fromkeys(cell.questions for cell in answers):
-        tests |= build_tests(
-            {cell: a for cell, a in answers.items() if cell.questions == questions}
-        )
+        cells_alike = [cell for cell in answers if cell.questions == questions]
+        tests |= build_tests({cell: answers[cell] for cell in cells_alike})
     return tests
 
 
