@@ -80,18 +80,19 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     after["other script"] = _find_other_scripts(base, tuned)
     # A word takes at least one token, so an answer has no more words than the token limit.
     limit = pair.base.max_new_tokens or pair.tuned.max_new_tokens or 0
-    lengths = [float(side[name].max()) for side in (before, after) for name in LENGTHS]
-    longest = max(1, limit, *lengths)
+    lengths = [*(before[name].max() for name in LENGTHS), *(after[name].max() for name in LENGTHS)]
+    longest = max(1, limit, *map(float, lengths))
     traits = []
     for name in before:
+        if name != "words" and not before[name].any() and not after[name].any():
+            continue  # no answer has this trait
         is_length = name in LENGTHS
-        if name == "words" or before[name].any() or after[name].any():
-            highest = longest if is_length else 1
-            trait = _compare_trait(name, before[name], after[name], highest, pair.sampling)
-            if is_length and not limit:
-                # The next answer may be longer than all of these, so no interval holds.
-                trait = replace(trait, low=nan, high=nan)
-            traits.append(trait)
+        highest = longest if is_length else 1
+        trait = _compare_trait(name, before[name], after[name], highest, pair.sampling)
+        if is_length and not limit:
+            # The next answer may be longer than all of these, so no interval holds.
+            trait = replace(trait, low=nan, high=nan)
+        traits.append(trait)
     return tuple(traits)
 
 
@@ -162,6 +163,7 @@ def _compare_bits(pair: Pair) -> Trait:
     before = float(weights @ base / (weights @ sizes))
     after = float(weights @ tuned / (weights @ sizes))
     low, high = find_ratio_interval(tuned, base)
+    # low and high bound the ratio tuned / base, so the change is `before` times the ratio minus 1.
     return Trait(BITS, before, after, before * (low - 1), before * (high - 1))
 
 

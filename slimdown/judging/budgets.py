@@ -39,19 +39,19 @@ class BudgetCheck:
         change: What changed on it.
         budget: What it may lose, a share.
         outcome: On which side of the budget the loss is shown to be.
-        reason: A sentence for the user.
         bound: The end of the change's one-sided interval that decides, a share. It is the upper end
             where the loss is shown to be beyond its budget, and else the lower one.
         level: The level of that interval.
+        reason: A sentence for the user.
     """
 
     benchmark: str
     change: BenchmarkChange
     budget: float
     outcome: Outcome
-    reason: str
     bound: float
     level: float
+    reason: str = ""
 
     @property
     def n_to_decide(self) -> int | None:
@@ -189,12 +189,12 @@ def decide_outcomes(
     """
     decisions = dict.fromkeys(budgets, BudgetDecision(Outcome.undecided, alpha))
     measured = {name: budget for name, budget in budgets.items() if name in differences}
+    # A loss beyond its budget is a change below -budget.
     p_values = [differences[name].p_value_below(-budget) for name, budget in measured.items()]
     n_unknown = len(budgets) - len(measured)
     corrected, levels = correct_with_levels(p_values, n_reports, n_unknown, alpha)
     for (name, budget), p_beyond, level in zip(measured.items(), corrected, levels, strict=True):
-        p_within = differences[name].p_value_above(-budget)
-        if p_within < alpha:
+        if differences[name].p_value_above(-budget) < alpha:
             decisions[name] = BudgetDecision(Outcome.within, alpha)
         elif p_beyond < alpha:
             decisions[name] = BudgetDecision(Outcome.beyond, level)
@@ -222,10 +222,9 @@ def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -
     beyond = list[str]()
     for name, decision in decide_outcomes(differences, budgets, ALPHA / n_looks).items():
         if decision.outcome is Outcome.beyond:
-            budget = budgets[name]
-            least_loss = -decision.find_bound(differences[name], budget)
+            least_loss = -decision.find_bound(differences[name], budgets[name])
             lost = f"{name} lost at least {100 * least_loss:.1f} points"
-            beyond.append(f"{lost} (its budget is {100 * budget:.3g})")
+            beyond.append(f"{lost} (its budget is {100 * budgets[name]:.3g})")
     return keeps_budgets_as_measured(findings.benchmarks, budgets), ", ".join(beyond)
 
 
@@ -255,10 +254,10 @@ def resolve_budgets(
     # see a benchmark that is named in the other kind of budget.
     relative = _expand(relative, [name for name in retained if name not in budgets])
     absolute = _expand(budgets, [name for name in retained if name not in relative])
-    resolved = {} if "" in off else default_budgets(benchmarks)
-    resolved |= absolute
-    for name, share in relative.items():
-        resolved[name] = share * benchmarks[name].primary.base.value
+    shares_of_base = {n: s * benchmarks[n].primary.base.value for n, s in relative.items()}
+    # "" in `off` switches off all benchmarks that only their settings give a budget.
+    by_settings = {} if "" in off else default_budgets(benchmarks)
+    resolved = by_settings | absolute | shares_of_base
     resolved = {name: budget for name, budget in resolved.items() if name not in off}
     if not resolved:
         problem = "every benchmark is off" if off else "no retained benchmark was measured"
@@ -359,8 +358,9 @@ def check_budgets(
         pairs = read_pairs() if read_pairs else findings.pairs
         for name in shares:
             pair = pairs[name]
-            if test := RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling):
-                tests[name] = test
+            ratio_test = RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling)
+            # A base that scored 0 has no ratio; `_give_reason` then makes its check undecided.
+            tests[name] = ratio_test or tests[name]
     checks = []
     for name, decision in decide_outcomes(tests, budgets, n_reports=n_reports).items():
         check = BudgetCheck(
@@ -368,7 +368,6 @@ def check_budgets(
             change=benchmarks[name],
             budget=budgets[name],
             outcome=decision.outcome,
-            reason="",  # `_give_reason` fills it in
             bound=decision.find_bound(tests[name], budgets[name]) if name in tests else nan,
             level=decision.level,
         )
@@ -389,9 +388,8 @@ def _give_reason(check: BudgetCheck, is_relative: bool) -> BudgetCheck:
         )
         return replace(check, outcome=Outcome.undecided, reason=reason)
     if not change.is_measured:  # there was no test, so the outcome is undecided
-        advice = f"raise benchmark.{name}.max_gen_toks"
-        reason = f"in too many answers the thinking did not end; {advice}"
-        return replace(check, reason=reason)
+        problem = "in too many answers the thinking did not end"
+        return replace(check, reason=f"{problem}; raise benchmark.{name}.max_gen_toks")
     if change.has_no_right_answer:  # a PASSED would say nothing
         reason = (
             "neither model answered a question correctly, and more questions would not help; "
@@ -424,21 +422,21 @@ def _check_budget(name: str, budget: float, argument: str) -> None:
 def _explain(check: BudgetCheck) -> str:
     """Say of a measured loss which bound decided about its budget, and at which level."""
     benchmark = check.change
-    n_asked = benchmark.primary.difference.n
     # In points: the least loss if the outcome is beyond, else the largest one; below 0 for a gain.
     loss_bound = -100 * check.bound
-    level = f"one-sided, {100 - 100 * check.level:.4g} % confidence"
-    at_most = f"it lost at most {loss_bound:.1f} points" if loss_bound > 0 else "it lost nothing"
+    loss = f"{loss_bound:.1f} points"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
-    if check.outcome is Outcome.within:
-        risk = ""
-        if check.budget > 0.5:  # see "exit 0" in docs/studies/statistics.md
-            risk = "; with a budget above 50 points, PASSED is wrong in up to 10 % of cases"
-        return f"{at_most}{after} ({level}){risk}"
+    basis = f"{after} (one-sided, {100 - 100 * check.level:.4g} % confidence)"
     if check.outcome is Outcome.beyond:
-        return f"it lost at least {loss_bound:.1f} points{after} ({level})"
-    up_to = f"it may have lost up to {loss_bound:.1f} points" if loss_bound > 0 else at_most
-    reason = f"{n_asked:,} questions are too few: {up_to}{after} ({level})"
+        return f"it lost at least {loss}{basis}"
+    if check.outcome is Outcome.within:
+        lost = f"it lost at most {loss}" if loss_bound > 0 else "it lost nothing"
+        risk = "; with a budget above 50 points, PASSED is wrong in up to 10 % of cases"
+        # see "exit 0" in docs/studies/statistics.md
+        return f"{lost}{basis}{risk}" if check.budget > 0.5 else f"{lost}{basis}"
+    lost = f"it may have lost up to {loss}" if loss_bound > 0 else "it lost nothing"
+    n_asked = benchmark.primary.difference.n
+    reason = f"{n_asked:,} questions are too few: {lost}{basis}"
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={check.budget:g}"
         return f"{reason}; a run with {setting} asks until the budget is decided"

@@ -33,7 +33,7 @@ def take_common(
     """
     chosen = _choose_benchmarks(evaluations, only)
     notes = [] if only else list(_describe_left_out(evaluations, chosen))
-    # By side, which is the name of an evaluation, and by benchmark.
+    # What is taken, by side (the name of an evaluation) and by benchmark.
     benchmarks: dict[str, dict[str, BenchmarkEvaluation]] = {side: {} for side in evaluations}
     cut_benchmarks = list[str]()
     for name in chosen:
@@ -47,11 +47,10 @@ def take_common(
             cut_benchmarks.append(f"{n_common:,} of {n_most:,} of {name}")
             in_common = f"{n_common:,} questions are in common ({_count_questions(whole)})"
             notes.append(f"{name}: {in_common}; these are judged.")
-    most_benchmarks = max(len(evaluation.benchmarks) for evaluation in evaluations.values())
     part = ""
     if cut_benchmarks:
         part = f"those in common ({', '.join(cut_benchmarks)})"
-    elif len(chosen) < most_benchmarks:
+    elif any(len(chosen) < len(evaluation.benchmarks) for evaluation in evaluations.values()):
         part = f"those in common (those of {', '.join(chosen)})"
     taken = {}
     for side, evaluation in evaluations.items():
@@ -72,14 +71,11 @@ def _choose_benchmarks(evaluations: Mapping[str, Evaluation], only: Sequence[str
         DataError: No benchmark is in common.
     """
     known = dict.fromkeys(n for evaluation in evaluations.values() for n in evaluation.benchmarks)
-    sides_without = {
-        name: [side for side, e in evaluations.items() if name not in e.benchmarks]
-        for name in (*known, *only)
-    }
-    common = [name for name in known if not sides_without[name]]
+    common = [n for n in known if all(n in e.benchmarks for e in evaluations.values())]
     for name in only:
-        if sides_without[name]:
-            sides = " and ".join(sides_without[name])
+        if name not in common:
+            without = [side for side, e in evaluations.items() if name not in e.benchmarks]
+            sides = " and ".join(without)
             advice = "" if name in known else nearest(name, list(known))
             shared = f"in common are {', '.join(common)}" if common else "nothing is in common"
             raise ConfigError(f"--only {name}: {sides} did not ask it{advice}; {shared}")

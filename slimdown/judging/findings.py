@@ -408,7 +408,8 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
     """
     if metric is PaperMetric.forgetting_rate:
         return 1 - tuned / base if base > 0 else nan
-    return 100 * (tuned - base if metric is PaperMetric.ability_augmentation else base - tuned)
+    change = tuned - base if metric is PaperMetric.ability_augmentation else base - tuned
+    return 100 * change
 
 
 def compare_subjects(pair: Pair) -> dict[str, SubjectChange]:
@@ -449,7 +450,7 @@ def _compare_subject(pair: Pair, is_in_subject: NDArray[np.bool_]) -> SubjectCha
         is_in_subject: [questions], whether a question belongs to the subject.
     """
     sampling = Sampling()
-    is_used = is_in_subject
+    is_used = is_in_subject  # whether a question goes into the test
     if pair.sampling.looks:
         # The evaluation could stop at a look, which counts the questions of the whole benchmark. So
         # the other questions stay, with weight 0.

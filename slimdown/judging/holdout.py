@@ -24,7 +24,7 @@ def open_part(evaluation: Evaluation, holdout: float) -> Evaluation:
     Raises:
         DataError: a benchmark has too few questions to split, or stopped early.
     """
-    return _take_part(evaluation, holdout, "open") if holdout else evaluation
+    return _take_part(evaluation, holdout, takes_held_out=False) if holdout else evaluation
 
 
 def held_part(evaluation: Evaluation, holdout: float) -> Evaluation:
@@ -33,21 +33,20 @@ def held_part(evaluation: Evaluation, holdout: float) -> Evaluation:
     Raises:
         DataError: as for `open_part`.
     """
-    return _take_part(evaluation, holdout, "held-out")
+    return _take_part(evaluation, holdout, takes_held_out=True)
 
 
-def _take_part(evaluation: Evaluation, share: float, part: str) -> Evaluation:
+def _take_part(evaluation: Evaluation, share: float, takes_held_out: bool) -> Evaluation:
     """Cut an evaluation to one part of its questions.
 
     Args:
         evaluation: The answers to all questions.
         share: The share of the questions that are held out.
-        part: "open" for the questions that may choose a run, "held-out" for the others.
+        takes_held_out: Whether these are taken, or else the questions that may choose a run.
 
     Raises:
         DataError: a benchmark has too few questions to split, or stopped early.
     """
-    takes_held_out = part == "held-out"
     benchmarks = {}
     for name, benchmark in evaluation.benchmarks.items():
         if benchmark.looks:

@@ -139,8 +139,8 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
         cause, such as those of a table that holds only scores.
     """
     changed, metric = find_changed_answers(pair), pair.base.benchmark.metric
-    n_lost = len(changed.lost)
-    breakdown = LossBreakdown(n_lost, changed.n_right, is_loss_shown, causes=(), choices=None)
+    # Without causes and examples; these are filled in below, where the answers tell them.
+    breakdown = LossBreakdown(len(changed.lost), changed.n_right, is_loss_shown, (), choices=None)
     if not changed.has_causes:
         return breakdown
     breakdown = replace(breakdown, gained=next(iter(changed.gained), None))
@@ -159,7 +159,8 @@ def _count_causes(lost: Sequence[Example], metric: str, names: Sequence[str]) ->
     found = [find_cause(example, metric) for example in lost]
     causes = []
     for name in names:
-        n, first = found.count(name), lost[found.index(name)] if name in found else None
+        n = found.count(name)
+        first = lost[found.index(name)] if n else None
         causes.append(Cause(name, n, n / max(1, len(lost)), first))
     return tuple(causes)
 

@@ -65,7 +65,8 @@ def collect_lost_questions(
         first = pair.with_first_answers
         metric = pair.base.benchmark.metric
         for before, after in zip(first.base.samples, first.tuned.samples, strict=True):
-            if not before.is_right(metric) or after.is_right(metric):
+            is_lost = before.is_right(metric) and not after.is_right(metric)
+            if not is_lost:
                 continue
             question = _write_question(before.prompt, is_flat)
             # Own questions cut an answer at an empty line if the question is a text. If no rule
@@ -76,7 +77,7 @@ def collect_lost_questions(
             if row is None and (is_chat or not is_text):
                 row = _write_row(question, before, after, metric, end="")
                 ends_late |= is_text and row is not None
-            if row is None:
+            if row is None:  # no rule fits
                 left_out[name] += 1
                 continue
             if has_clusters:  # then every row needs one

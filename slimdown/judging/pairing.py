@@ -82,9 +82,9 @@ def _list_conditions(evaluation: Evaluation, same_prompts: bool) -> dict[str, ob
         listed |= {"backend": evaluation.backend, **evaluation.conditions}
     else:
         listed |= {k: value for k, value in evaluation.conditions.items() if _is_of_scoring(k)}
-    # The conditions of logs name all that another version of the harness would change. Ours do not:
-    # each of them belongs to one benchmark.
-    if not _is_of_logs(evaluation):
+    # The conditions of logs name all that another version of the harness would change, and some of
+    # them hold for all benchmarks. Each of ours begins with a name and a dot: it belongs to one.
+    if all("." in key for key in evaluation.conditions):
         listed["harness_version"] = evaluation.harness_version
     return listed
 
@@ -105,10 +105,11 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
             yield f"{key} is {second} instead of {first}"
     for name, benchmark in after.benchmarks.items():
         prompts = {(s.task, s.doc_id): s.prompt_hash for s in before.benchmarks[name].samples}
-        n_differing = 0
-        for sample in benchmark.samples:  # a question that was not asked before does not count
-            earlier = prompts.get((sample.task, sample.doc_id), sample.prompt_hash)
-            n_differing += earlier != sample.prompt_hash
+        # A question that was not asked before does not count.
+        n_differing = sum(
+            prompts.get((s.task, s.doc_id), s.prompt_hash) != s.prompt_hash
+            for s in benchmark.samples
+        )
         if n_differing:
             yield f"{n_differing:,} of {len(benchmark.samples):,} prompts of {name} differ"
 
@@ -116,11 +117,6 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
 def _is_of_scoring(key: str) -> bool:
     """Whether a condition says how answers are scored, and not how prompts are made."""
     return "." in key and not key.endswith(f".{FEWSHOT_SEED}")
-
-
-def _is_of_logs(evaluation: Evaluation) -> bool:
-    """Whether an evaluation was read from logs: some of its conditions hold for all benchmarks."""
-    return any("." not in key for key in evaluation.conditions)
 
 
 def pair_benchmark(

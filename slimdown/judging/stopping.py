@@ -80,8 +80,7 @@ def _find_undecided(
     )
     is_open = {}
     for name, decision in zip(known, decisions, strict=True):
-        is_large = abs(differences[name].value) >= settings[name].margin
+        is_small = abs(differences[name].value) < settings[name].margin
         is_changed = decision.verdict in (Verdict.forgotten, Verdict.improved)
-        is_retained = decision.verdict is Verdict.retained
-        is_open[name] = not (is_retained or (is_changed and is_large))
+        is_open[name] = decision.verdict is Verdict.undecided or (is_changed and is_small)
     return is_open

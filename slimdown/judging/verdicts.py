@@ -98,11 +98,9 @@ class Decision:
         change_low, change_high = change.interval(self.change_level)
         low, high = min(low, change_low), max(high, change_high)
         if self.verdict is Verdict.forgotten:
-            below_0 = nextafter(0.0, -1.0)
-            return low, min(change_high, below_0)
+            return low, min(change_high, nextafter(0.0, -1.0))  # the first number below 0
         if self.verdict is Verdict.improved:
-            above_0 = nextafter(0.0, 1.0)
-            return max(change_low, above_0), high
+            return max(change_low, nextafter(0.0, 1.0)), high  # the first number above 0
         # Looks may contradict each other: one rules out a rise, another a fall. Then the measured
         # change, or 0, may lie outside both intervals, and the ends are moved to hold it.
         return min(low, change.value, 0.0), max(high, change.value, 0.0)
@@ -204,6 +202,8 @@ def correct_with_levels(
     corrected = holm([*together, *unknown])[: len(p_values)]
     levels = [alpha] * len(p_values)
     n_significant = 0
+    # From the smallest p-value on. One that is not significant leaves the count as it is, and so
+    # gives its level to all that follow.
     for i in sorted(range(len(p_values)), key=lambda i: p_values[i]):
         levels[i] = alpha / (n_reports * (n - n_significant))
         n_significant += 1 if corrected[i] < alpha else 0

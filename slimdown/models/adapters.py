@@ -162,7 +162,7 @@ def check_scalable(tuned: LoadedModel) -> None:
 
 
 def _explain_unscalable(model: Any) -> str:
-    """Return why a model at scale 0 is not its base; empty: it is its base.
+    """Return why a model at scale 0 is not its base, as the end of a sentence; empty if it is.
 
     The settings of its adapters are read first. Then the logits of a few tokens at scale 0 are
     compared with those of the base.

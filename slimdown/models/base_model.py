@@ -122,18 +122,17 @@ def load_base_model(
     with quiet_libraries(), explain_hub_errors(config.named):
         outline = outline or load_outline(config, quantization.name)
         _check_memory(config, quantization, outline)
-        quantized = _describe_quantization(config, quantization, device)
         tokenizer = tokenizer or load_base_tokenizer(config)
         # The empty name stands for the whole model: all of it gets onto one device.
         settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}, **config.args}
-        # The setting is left out otherwise: None would drop a quantization of the model's own.
-        if quantized:
-            settings["quantization_config"] = quantized
+        # The setting is left out otherwise: None would drop its publisher's quantization.
+        if conversion := _build_conversion(config, quantization, device):
+            settings["quantization_config"] = conversion
         settings |= {"revision": config.revision, "trust_remote_code": False}
         settings |= {"use_safetensors": True, "output_loading_info": True}
         loader: Any = transformers.AutoModelForCausalLM
-        model, info = loader.from_pretrained(source, **settings)
-    refuse_missing(config, info)
+        model, loading_info = loader.from_pretrained(source, **settings)
+    refuse_missing(config, loading_info)
     # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for
     # a kernel without a gradient: training after a measurement would silently train nothing.
     # bitsandbytes 0.49 to 0.50; to be deleted when the packed kernel has a backward pass.
@@ -143,12 +142,11 @@ def load_base_model(
     check_numbers(config.named, model.eval())
     described = describe_base_model(config, quantization, tokenizer, outline)
     # What was estimated from the outline is known now.
-    attention = {"attention": model.config._attn_implementation}
     return replace(
         described,
         model=model,
         memory_bytes=model.get_memory_footprint(),
-        identity={**described.identity, **attention},
+        identity={**described.identity, "attention": model.config._attn_implementation},
         license=_read_license(source, config.revision),
     )
 
@@ -194,16 +192,16 @@ def describe_base_model(
     files = find_files(config)
     # In the hub's cache, the folder has the name of the commit.
     revision = f"sha256:{config.hash_files()}" if config.folder else files.name
-    quantized = _describe_quantization(config, quantization, device)
-    own_quantization = getattr(outline.config, "quantization_config", None)  # its publisher's
+    conversion = _build_conversion(config, quantization, device)
     quantization_name = quantization.name
-    if own_quantization:  # then this run quantizes nothing
-        quantization_name = str(own_quantization.get("quant_method", "own"))
+    publisher_quantization = getattr(outline.config, "quantization_config", None)
+    if publisher_quantization:  # then this run quantizes nothing
+        quantization_name = str(publisher_quantization.get("quant_method", "own"))
     # A local GGUF file counts by its content, which the revision has, and not by its name.
     args = {k: v for k, v in config.args.items() if not (config.folder and k == "gguf_file")}
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
-        "quantization": str(quantized.to_dict() if quantized else None),
+        "quantization": str(conversion.to_dict() if conversion else None),
         "dtype": str(dtype),
         "attention": outline.config._attn_implementation,
         "tokenizer": hash_tokenizer(tokenizer),
@@ -233,17 +231,20 @@ def find_files(config: ModelConfig) -> Path:
     return Path(str(cached_file(source, file, revision=config.revision))).parent
 
 
-def _describe_quantization(
+def _build_conversion(
     config: ModelConfig, quantization: QuantizationConfig, device: torch.device
 ) -> Any:
-    """Return transformers' settings for quantizing the weights; None: they stay as they are."""
+    """Build transformers' `quantization_config`: how loading quantizes the weights or unpacks them.
+
+    None: the weights stay as the files have them.
+    """
     import transformers
 
     if quantization.name != "none":
-        computed = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
-        held_as = asdict(quantization) | {"bnb_4bit_compute_dtype": computed}
-        return transformers.BitsAndBytesConfig(**held_as)
-    if "gguf_file" in config.args:  # left packed, it could neither be trained nor saved
+        compute_dtype = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
+        settings = asdict(quantization) | {"bnb_4bit_compute_dtype": compute_dtype}
+        return transformers.BitsAndBytesConfig(**settings)
+    if config.file:  # a GGUF file that stays packed could neither be trained nor saved
         return transformers.GgufConfig(dequantize=True)
     return None
 
@@ -273,16 +274,16 @@ def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
             source, revision=config.revision, trust_remote_code=False, **config.file
         )
         _check_architecture(config, architecture)
-        # How its publisher quantized it; a GGUF file (`config.file`) counts as quantized, too.
-        own_quantization = getattr(architecture, "quantization_config", None) or config.file
-        if own_quantization and quantization != "none":
+        publisher_quantization = getattr(architecture, "quantization_config", None)
+        # A GGUF file (`config.file`) counts as quantized, too.
+        if quantization != "none" and (publisher_quantization or config.file):
             raise ModelError(
                 f"{config.named} is quantized already, and quantization={quantization} would "
                 "round its weights a second time; set quantization=none"
             )
-        if own_quantization and not config.file:
+        if publisher_quantization and not config.file:
             # A check: it raises for an unknown quantization, which `from_config` would ignore.
-            AutoQuantizationConfig.from_dict(own_quantization)
+            AutoQuantizationConfig.from_dict(publisher_quantization)
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(
                 architecture, dtype=architecture.dtype, **implementations
@@ -301,7 +302,8 @@ def _check_architecture(config: ModelConfig, architecture: Any) -> None:
         # If flash_attn is not installed, transformers takes a kernel of the hub instead.
         is_flash = str(name).startswith("flash_attention")
         is_installed = is_flash and any(map(find_spec, ("flash_attn", "flash_attn_interface")))
-        if not (name in _BUILT_IN or is_installed or config.allow_kernels):
+        is_from_hub = name not in _BUILT_IN and not is_installed
+        if is_from_hub and not config.allow_kernels:
             raise ModelError(
                 f"{config.named} asks for {kind}={name}, which is compiled code from the hub; read "
                 f"it, and set model.allow_kernels=true, or set model.args.{kind}=eager"

@@ -90,8 +90,7 @@ def has_untouched_base(model: Any) -> bool:
 
 def copy_trained_weights(model: Any) -> dict[str, torch.Tensor]:
     """Copy what is trained, by the parameters' names."""
-    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return {name: parameter.detach().clone() for name, parameter in trained}
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def restore_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:

@@ -79,8 +79,7 @@ class ExternalModel:
         stop_ids = tuple[int, ...]()  # empty: the settings of generation decide
         # If base and tuned model end answers at other tokens, the stops of both end an answer.
         if self.serving and self.base_serving and self.serving.stops != self.base_serving.stops:
-            texts = {*self.serving.stops, *self.base_serving.stops}
-            stop_ids = _list_ids(self.tokenizer, texts)
+            stop_ids = _list_ids(self.tokenizer, {*self.serving.stops, *self.base_serving.stops})
         return tuned.with_rules(AskingRules(stop_ids), self.tokenizer)
 
     def _load_whole(self) -> LoadedModel:
@@ -154,11 +153,9 @@ def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
     if place := tuned.gguf or tuned.folder:
         return place
     with explain_hub_errors(tuned.named), quiet_libraries():
+        # Subfolders, such as those of checkpoints, are left out.
         downloaded = huggingface_hub.snapshot_download(
-            tuned.id,
-            revision=tuned.revision,
-            allow_patterns=_FETCHED,
-            ignore_patterns="*/*",  # subfolders, such as those of checkpoints
+            tuned.id, revision=tuned.revision, allow_patterns=_FETCHED, ignore_patterns="*/*"
         )
     return Path(downloaded)
 
@@ -299,13 +296,27 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     if find_own_type(settings["peft_type"]):  # PEFT does not know it; loading compares its shapes
         return False
     adapter = peft.PeftConfig.from_pretrained(str(folder))
-    if adapter.is_prompt_learning:
-        return True
+    if not adapter.is_prompt_learning:
+        saved_shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
+        _check_shapes(named, base, adapter, saved_shapes)
+    return bool(adapter.is_prompt_learning)
+
+
+def _check_shapes(named: str, base: LoadedModel, adapter: Any, saved: dict[str, list[int]]) -> None:
+    """Refuse an adapter whose tensors have other names or shapes than PEFT makes on the base.
+
+    Args:
+        named: The setting that names the adapter, for a message.
+        base: The base; its outline is enough.
+        adapter: PEFT's settings of the adapter.
+        saved: The shapes of the adapter's saved tensors, by name.
+    """
+    import peft
+
     # PEFT matches names with the file's regular expressions, and these may take forever.
     task = f"{named}: its adapter_config.json should hold plain names; matching its patterns"
     with torch.device("meta"), limit_time(task):
         state = peft.get_peft_model_state_dict(peft.PeftModel(deepcopy(base.outline), adapter))
-    saved = {name: list(tensor.shape) for name, tensor in weights.items()}
     expected = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in sorted(saved.keys() | expected.keys()):
         # Embeddings and head may differ. What is saved may have got more tokens, and the base's own
@@ -317,4 +328,3 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
                 f"{named} does not fit on {base.id}: it was made on another base ({name} is "
                 f"{saved.get(name)} and should be {expected.get(name)})"
             )
-    return False

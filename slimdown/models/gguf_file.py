@@ -64,40 +64,39 @@ def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufH
     try:
         # The reader maps every tensor. So it raises if one lies beyond the end of the file.
         fields = gguf.GGUFReader(file).fields
-        found: dict[str, Any] = {name: field.contents() for name, field in fields.items()}
-        file_type = found.get("general.file_type")  # the number of ALL_F32, MOSTLY_Q4_0 or GUESSED
+        values: dict[str, Any] = {name: field.contents() for name, field in fields.items()}
+        file_type = values.get("general.file_type")  # the number of ALL_F32, MOSTLY_Q4_0 or GUESSED
         weights = gguf.LlamaFileType(file_type).name if file_type is not None else ""
-        is_sentencepiece = found.get(f"{_TOKENIZER}model") == "llama"
-        puts_bos = is_sentencepiece or found.get(f"{_TOKENIZER}pre") in _PUT_BOS  # by default
+        is_sentencepiece = values.get(f"{_TOKENIZER}model") == "llama"
+        puts_bos = is_sentencepiece or values.get(f"{_TOKENIZER}pre") in _PUT_BOS  # by default
         header = GgufHeader(
-            architecture=str(found["general.architecture"]),
+            architecture=str(values["general.architecture"]),
             weights=re.sub("^(ALL|MOSTLY)_|^GUESSED$", "", weights),
-            tokens=tuple(found[f"{_TOKENIZER}tokens"]),
-            chat_template=found.get("tokenizer.chat_template"),
-            bos=_find_token(found, "bos"),
-            eos=_find_token(found, "eos"),
-            eot=_find_token(found, "eot"),
-            puts_bos=bool(found.get(f"{_TOKENIZER}add_bos_token", puts_bos)),
+            tokens=tuple(values[f"{_TOKENIZER}tokens"]),
+            chat_template=values.get("tokenizer.chat_template"),
+            bos=_find_token(values, "bos"),
+            eos=_find_token(values, "eos"),
+            eot=_find_token(values, "eot"),
+            puts_bos=bool(values.get(f"{_TOKENIZER}add_bos_token", puts_bos)),
         )
     except Exception as error:  # numpy's, where a tensor is cut, and the package's own
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        problem = f"{setting} is cut short, or damaged ({reason})"
-        raise ModelError(f"{problem}; get it again") from None
-    if (n_parts := found.get("split.count", 1)) > 1:
+        raise ModelError(f"{setting} is cut short, or damaged ({reason}); get it again") from None
+    if (n_parts := values.get("split.count", 1)) > 1:
         advice = "join them by llama.cpp: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
         raise ModelError(f"{setting} is one of {n_parts} parts of a model; {advice}")
     return header
 
 
-def _find_token(found: Mapping[str, Any], name: str) -> str | None:
+def _find_token(values: Mapping[str, Any], name: str) -> str | None:
     """Return the text of a token that a file names by its number; None where there is none.
 
     Args:
-        found: The fields of the header, by name.
+        values: The fields of the header, by name.
         name: The token's: bos, eos or eot.
     """
-    number = found.get(f"{_TOKENIZER}{name}_token_id")
-    tokens: Sequence[str] = found[f"{_TOKENIZER}tokens"]
+    number = values.get(f"{_TOKENIZER}{name}_token_id")
+    tokens: Sequence[str] = values[f"{_TOKENIZER}tokens"]
     return tokens[number] if number is not None and number < len(tokens) else None
 
 

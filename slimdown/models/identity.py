@@ -46,6 +46,5 @@ def describe_computation(device: torch.device) -> dict[str, Any]:
     versions = {package: version(package) for package in packages}
     if device.type == "cuda":
         return {**versions, "device": torch.cuda.get_device_name(device)}
-    capability = torch.backends.cpu.get_cpu_capability()
-    processor = f"{platform.processor()} {capability}"
+    processor = f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
     return {**versions, "device": device.type, "processor": processor}

@@ -48,28 +48,33 @@ class Checkpoint:
         Raises:
             ModelError: It cannot be fetched, is quantized, or has no safetensors.
         """
-        # A file may have a tensor with the prefix, such as `model.`, or without: here all names
-        # are without.
-        self.named, self._prefix = config.named, f"{outline.base_model_prefix}."
+        self.named = config.named
         # `config.file` is a GGUF file, whose weights are quantized, too.
         if getattr(outline.config, "quantization_config", None) or config.file:
             raise ModelError(f"{self.named} is quantized, and only floats have a scale")
         self.files = find_weight_files(config)
+        # A file may have a tensor's name with this prefix, such as `model.`, or without. Here all
+        # names are without.
+        self._prefix = f"{outline.base_model_prefix}."
         # By a tensor's name: its file, and its name in the file.
         self.places = dict[str, tuple[Path, str]]()
         with explain_hub_errors(self.named):
             for file in self.files:
                 with safe_open(file, "pt") as opened:
-                    names = opened.keys()
-                self.places |= {name.removeprefix(self._prefix): (file, name) for name in names}
+                    stored_names = opened.keys()
+                self.places |= {self._shorten(name): (file, name) for name in stored_names}
+        self._weights = set(map(self._shorten, outline.state_dict()))
         # Patterns of tensors that transformers ignores: the architecture's own, and one for all.
-        self._masks = (*(outline._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq")
-        self._weights = {name.removeprefix(self._prefix) for name in outline.state_dict()}
+        own_patterns = outline._keys_to_ignore_on_load_unexpected or ()
+        self._ignored_patterns = [*own_patterns, r"rotary_emb\.inv_freq"]
         # By the name of a tensor that has two names, its other name: embeddings may be the head.
         self.ties: dict[str, str] = {}
         for pair in outline.all_tied_weights_keys.items():
-            name, other_name = (full_name.removeprefix(self._prefix) for full_name in pair)
+            name, other_name = map(self._shorten, pair)
             self.ties |= {name: other_name, other_name: name}
+
+    def _shorten(self, name: str) -> str:
+        return name.removeprefix(self._prefix)
 
     def __contains__(self, name: str) -> bool:
         """Whether a tensor is there, or one that it is tied to."""
@@ -81,15 +86,15 @@ class Checkpoint:
         A weight is never ignored, even if a pattern finds it: that of GPT-2's mask `attn.bias` also
         finds the weight `c_attn.bias`.
         """
-        is_weight = name.removeprefix(self._prefix) in self._weights
-        return not is_weight and any(re.search(mask, name) for mask in self._masks)
+        is_weight = self._shorten(name) in self._weights
+        return not is_weight and any(re.search(part, name) for part in self._ignored_patterns)
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor, or the one that it is tied to; its numbers are read when used.
 
         The file is mapped for this tensor alone, so that no other page of it stays in memory.
         """
-        name = name.removeprefix(self._prefix)
+        name = self._shorten(name)
         file, stored_name = self.places[name if name in self.places else self.ties[name]]
         with safe_open(file, "pt") as opened:
             tensor: torch.Tensor = opened.get_tensor(stored_name)
@@ -184,14 +189,15 @@ def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
     for name in sorted(base.places.keys() | tuned.places.keys()):
         if base.ignores(name):
             continue
-        # The tuned model has this tensor under another name only, and in the base these are two.
-        # The files of a scaled model have the tuned model's layout, so they could not hold both.
-        is_tied_in_tuned = name not in tuned.places and name not in base.ties
-        if name not in base or name not in tuned or is_tied_in_tuned:
+        # The tuned model may tie this tensor to another, and its files hold only the other one. If
+        # the base does not tie them, the scaled model's files, laid out alike, cannot hold both.
+        is_tied_in_tuned_alone = name not in tuned.places and name not in base.ties
+        if name not in base or name not in tuned or is_tied_in_tuned_alone:
             owner = "the base" if name in base else "the tuned model"
             raise ModelError(f"{problem} only {owner} has a {name} of its own; {advice}")
         before, after = base.read(name), tuned.read(name)
-        if before.shape != after.shape or not {before.dtype, after.dtype} <= _FLOATS:
+        has_other_numbers = not {before.dtype, after.dtype} <= _FLOATS  # such as integers
+        if before.shape != after.shape or has_other_numbers:
             base_kind, tuned_kind = (f"{t.dtype} {[*t.shape]}" for t in (before, after))
             raise ModelError(
                 f"{problem} {name} is {base_kind} in the base and {tuned_kind} in the tuned model, "

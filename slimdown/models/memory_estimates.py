@@ -34,8 +34,8 @@ def estimate_weight_bytes(
             if is_linear and layer is not outline.get_output_embeddings():
                 n_quantized += layer.weight.numel()
                 n_rows += layer.weight.shape[0]
-    total = sum(parameter.numel() for parameter in outline.parameters())
-    plain_bytes = (total - n_quantized) * dtype.itemsize
+    n_weights = sum(parameter.numel() for parameter in outline.parameters())
+    plain_bytes = (n_weights - n_quantized) * dtype.itemsize
     if quantization.load_in_8bit:  # a byte for each weight, and a float32 scale for each row
         return int(plain_bytes + n_quantized + 4 * n_rows)
     # Half a byte for each weight. A block has a float32 scale; if scales are quantized, a byte, and
@@ -57,27 +57,29 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
         Bytes: within 15 % of what a process takes on a CPU (`python -m bench.memory`).
     """
     config = model.config.get_text_config()
-    size = dtype.itemsize  # bytes of a number; one in float32 takes 4
     width, n_blocks = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * width  # of the feed-forward part
-    # All sizes from here on are bytes per token. What is trained comes first, of all blocks.
-    # LoRA computes in float32: each linear layer that it adapts keeps its input in float32.
-    adapted = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
-    trained_bytes = sum(4 * layer.in_features for layer in adapted)
-    # DoRA scales the results of the layer and of its LoRA, and keeps both.
-    with_dora = [layer for layer in adapted if getattr(layer, "lora_magnitude_vector", None)]
-    n_results = sum(layer.out_features for layer in with_dora)
-    trained_bytes += (4 + size) * n_results
+    feed_forward_width = getattr(config, "intermediate_size", None) or 4 * width
+    size = dtype.itemsize  # bytes of a number in `dtype`; one in float32 takes 4
+    # All bytes from here on are per token. First, of all blocks, what is kept because a weight is
+    # trained. LoRA computes in float32: each linear layer that it adapts keeps its input so.
+    lora_layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+    trained_bytes = sum(4 * layer.in_features for layer in lora_layers)
+    # DoRA scales the outputs of the layer and of its LoRA, and keeps both.
+    dora_layers = [layer for layer in lora_layers if getattr(layer, "lora_magnitude_vector", None)]
+    n_dora_outputs = sum(layer.out_features for layer in dora_layers)
+    trained_bytes += (4 + size) * n_dora_outputs
     if all(parameter.requires_grad for parameter in model.parameters()):
-        # The inputs of the weights, which are trained themselves.
-        trained_bytes += size * (inner + 2 * width) * n_blocks
-    # One block: the float32 inputs of two norms, what its products keep, and what is trained.
-    block_bytes = 8 * width + size * (3 * inner + 4 * width) + trained_bytes // n_blocks
+        # No adapter, but every weight is trained: each linear layer keeps its input.
+        trained_bytes += size * (feed_forward_width + 2 * width) * n_blocks
+    # Second, one block: the float32 inputs of two norms, what its products keep, and its part of
+    # the above.
+    product_bytes = size * (3 * feed_forward_width + 4 * width)
+    block_bytes = 8 * width + product_bytes + trained_bytes // n_blocks
     kept_bytes = block_bytes * n_blocks
     if train.gradient_checkpointing:
-        # The input of each block, one block that is computed again, and DoRA's results, which are
-        # kept all the same.
-        kept_bytes = size * width * n_blocks + block_bytes + 4 * n_results
+        # Instead, the input of each block, one block that is computed again, and DoRA's outputs,
+        # which are kept all the same.
+        kept_bytes = size * width * n_blocks + block_bytes + 4 * n_dora_outputs
     kept_bytes += block_bytes  # the backward pass holds the gradients of one block besides
     logit_bytes = (8 + size) * config.vocab_size  # with their float32 values, and their softmax
     n_tokens = train.per_device_train_batch_size * train.max_length

@@ -40,26 +40,13 @@ def merge_adapter(
     from transformers import AutoModelForCausalLM
 
     dtype = dtype or base.dtype
-    model = base.model
     try:
         with torch.no_grad(), quiet_libraries():
-            if base.quantization != "none":
-                _dequantize(base)
-            model.float()
-            adapted = load_adapter(base, adapter_dir)
-            tokens = _choose_tokens(adapted, adapter_dir)
-            expected = _compute_logits(adapted, tokens)  # in float32, before merging
-            _part_embeddings(model)
-            merged = adapted.merge_and_unload(safe_merge=True)
-            # Whoever loads a model whose settings tie them would get one tensor for both.
-            if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
-                merged.config.tie_word_embeddings = False
-                merged.config.get_text_config().tie_word_embeddings = False
-            _compare_logits(base, expected, _compute_logits(merged, tokens))
+            merged, tokens = _merge_in_float32(base, adapter_dir)
             # Rounded to the dtype that is written, so that the written model must give the same.
-            for tensor in merged.parameters():
-                tensor.data = tensor.data.to(getattr(torch, dtype)).float()
-            expected = _compute_logits(merged, tokens)
+            for weight in merged.parameters():
+                weight.data = weight.data.to(getattr(torch, dtype)).float()
+            rounded_logits = _compute_logits(merged, tokens)
     except SlimdownError:
         raise  # it already says how to go on
     except Exception as error:  # PEFT's, for settings and models of any kind
@@ -74,10 +61,36 @@ def merge_adapter(
         base.tokenizer.save_pretrained(out_dir)
         release_weights(merged)  # makes room for the written model
         loader: Any = AutoModelForCausalLM
-        place = {"": str(expected.device)}
+        place = {"": str(rounded_logits.device)}
         written = loader.from_pretrained(out_dir, dtype=torch.float32, device_map=place)
-        _compare_logits(base, expected, _compute_logits(written, tokens))
+        _compare_logits(base, rounded_logits, _compute_logits(written, tokens))
     return dtype
+
+
+def _merge_in_float32(base: LoadedModel, adapter_dir: Path) -> tuple[Any, torch.Tensor]:
+    """Merge an adapter into a base in memory, and check that the logits stay the same.
+
+    Args:
+        base: The base; it is changed in place and becomes the merged model.
+        adapter_dir: The adapter.
+
+    Returns:
+        The merged model, and the tokens on which logits are compared.
+    """
+    if base.quantization != "none":
+        _dequantize(base)
+    base.model.float()
+    adapted = load_adapter(base, adapter_dir)
+    tokens = _choose_tokens(adapted, adapter_dir)
+    expected_logits = _compute_logits(adapted, tokens)
+    _untie_embeddings(base.model)
+    merged = adapted.merge_and_unload(safe_merge=True)
+    # If the settings still tied embeddings and head, loading would make them one tensor again.
+    if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
+        merged.config.tie_word_embeddings = False
+        merged.config.get_text_config().tie_word_embeddings = False
+    _compare_logits(base, expected_logits, _compute_logits(merged, tokens))
+    return merged, tokens
 
 
 def _dequantize(base: LoadedModel) -> None:
@@ -93,7 +106,7 @@ def _dequantize(base: LoadedModel) -> None:
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
 
 
-def _part_embeddings(model: Any) -> None:
+def _untie_embeddings(model: Any) -> None:
     """Give embeddings and LM head a tensor each, if an adapter changes one of them.
 
     Args:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -201,11 +201,10 @@ def _read_facts(server: Server, model: str, listed: Mapping[str, Any]) -> Server
     if not n_context and isinstance(meta, dict):
         n_context = meta.get("n_ctx")
     template = properties.get("chat_template")
-    return Server(
-        address=server.address,
+    return replace(
+        server,
         model=model,
         engine=f"{engine} {version}".strip(),
-        settings=server.settings,
         facts={name: listed[name] for name in _LASTING if name in listed},
         chat_template=template if isinstance(template, str) and template else None,
         n_context=n_context if isinstance(n_context, int) else None,

@@ -96,17 +96,16 @@ def read_serving(
     with explain_hub_errors(config.named), quiet_libraries():
         tokenizer = load_tokenizer(folder)
         bos, eos = tokenizer.bos_token, tokenizer.eos_token
-        stops = [eos]
         stop_ids = _read_stop_ids(folder)
-        if stop_ids is None:  # the folder holds no model, but an adapter for that of `before`
-            stops += before.stops if before else ()
-        stops += tokenizer.convert_ids_to_tokens(stop_ids or [])
+        if stop_ids is not None:
+            stops = tokenizer.convert_ids_to_tokens(stop_ids)
+        else:  # the folder holds no model, but an adapter for that of `before`
+            stops = before.stops if before else ()
         template = tokenizer.chat_template
         if isinstance(template, dict):  # several, by name
             template = template.get("default")
         # Any text shows whether the tokenizer puts BOS before it.
-        first_ids = tokenizer("a")["input_ids"][:1] if bos is not None else []
-        tokenizer_puts_bos = bos is not None and first_ids == [tokenizer.bos_token_id]
+        tokenizer_puts_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
         generation = _read_generation(folder, before)
     return Serving(
         chat_template=template,
@@ -114,7 +113,7 @@ def read_serving(
         eos=eos,
         tokenizer_puts_bos=tokenizer_puts_bos,
         template_writes_bos=_begins_with_bos(template, bos, eos),
-        stops=_list_once(stops),
+        stops=_list_once([eos, *stops]),
         generation=generation,
     )
 
@@ -122,11 +121,11 @@ def read_serving(
 def _read_generation(folder: Path, before: Serving | None) -> Mapping[str, Any]:
     """Return the settings of generation that change a greedy answer; of an adapter, its base's."""
     if (file := folder / "generation_config.json").is_file():
-        own = json.loads(file.read_text("utf-8"))
+        settings = json.loads(file.read_text("utf-8"))
         generation = {}
         for name, value_without_effect in _GENERATION.items():
-            if own.get(name) not in (None, value_without_effect, []):
-                generation[name] = own[name]
+            if settings.get(name) not in (None, value_without_effect, []):
+                generation[name] = settings[name]
         return generation
     is_adapter = before is not None and not (folder / "config.json").is_file()
     return before.generation if before and is_adapter else {}
@@ -142,8 +141,7 @@ def _read_stop_ids(folder: Path) -> list[int] | None:
             ids = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
             if ids is not None:
                 return ids if isinstance(ids, list) else [ids]
-    has_model = (folder / "config.json").is_file()
-    return [] if has_model else None
+    return [] if (folder / "config.json").is_file() else None
 
 
 def _read_gguf(file: Path, setting: str, before: Serving | None) -> Serving:

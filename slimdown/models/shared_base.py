@@ -38,13 +38,12 @@ class SharedBase:
         from slimdown.models.base_model import describe_base_model, load_base_model
         from slimdown.models.device_memory import release_weights
 
-        kept = self._kept
-        self._kept = self._in_use = None  # if loading fails, nothing is kept
+        kept, self._kept, self._in_use = self._kept, None, None  # nothing is kept if loading fails
         settings = repr((config.model, config.quantization))
         if kept is not None:
             described = describe_base_model(config.model, config.quantization, tokenizer, outline)
-            is_same = settings == self._settings and described.files == kept.files
-            is_same = is_same and described.revision == kept.revision
+            has_same_files = described.files == kept.files and described.revision == kept.revision
+            is_same = settings == self._settings and has_same_files
             if config.tuned and is_same:  # a run that trains loads a base of its own
                 # This run may ask with another tokenizer, for example with a chat template. All
                 # that is known only after loading is taken from the base that was kept.

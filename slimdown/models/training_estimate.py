@@ -68,9 +68,8 @@ def estimate_training(config: RunConfig, outline: Any, dtype: torch.dtype) -> Tr
         adapted = attach_adapter(base, config.method, config.lora, config.seed)
         n_trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         step = estimate_step_bytes(adapted, config.train, dtype)
-        bytes_per_trained = _BYTES_PER_TRAINED
         # Where weights of the base are trained, `weights` counts the parameter itself already.
-        if config.method.facts.trains_weights:
-            bytes_per_trained -= dtype.itemsize
-        return TrainingSizes(n_trained, weights + bytes_per_trained * n_trained + step)
+        counted_already = dtype.itemsize if config.method.facts.trains_weights else 0
+        trained_bytes = (_BYTES_PER_TRAINED - counted_already) * n_trained
+        return TrainingSizes(n_trained, weights + trained_bytes + step)
     return None

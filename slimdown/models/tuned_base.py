@@ -31,8 +31,7 @@ def find_base(tuned: TunedModelConfig) -> ModelConfig:
         base.revision = str(settings.get("revision") or "main")
         if any(base.source_problems()):
             problem = f"was made on {base.id}, which is not here" if base.id else "names no base"
-            advice = "name it: model=OWNER/NAME, or a folder"
-            raise ModelError(f"{tuned.named} {problem}; {advice}")
+            raise ModelError(f"{tuned.named} {problem}; name it: model=OWNER/NAME, or a folder")
     return base
 
 
@@ -41,47 +40,51 @@ def find_wrong_base(config: RunConfig) -> Iterator[str]:
     if not (tuned := config.tuned_model):
         return
     made_on = _read_base_name(fetch_adapter_config(tuned) or {})  # empty for a whole model
-    base = config.model
     # A folder's name does not say what it holds, unless it is the embedded model's.
-    may_be_copy = base.folder not in (None, MODEL_DIR)
-    if not may_be_copy and is_other_base(made_on, base.id):
+    may_be_copy = config.model.folder not in (None, MODEL_DIR)
+    if not may_be_copy and is_other_base(made_on, config.model.id):
         advice = "leave out model= and model.id to take that one, or correct"
         advice += f" base_model_name_or_path in {ADAPTER_CONFIG}"
-        yield f"{tuned.named} was made on {made_on}, and the base is {base.id}; {advice}"
+        yield f"{tuned.named} was made on {made_on}, and the base is {config.model.id}; {advice}"
 
 
 def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
     """Return the settings of an adapter; from the hub, only this file is downloaded.
 
     Returns:
-        None for a whole model.
+        The settings, see `read_adapter_config`; None for a whole model.
 
     Raises:
         ModelError: The file is damaged, or the hub does not give it.
     """
     if tuned.gguf:
         return None
-    folder = tuned.folder
-    if folder is None:  # the hub has the adapter
-        # One repository has one problem at most.
-        for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
-            raise ModelError(f"{tuned.named} is no folder here. As an id of the hub: {problem}")
-        with explain_hub_errors(tuned.named):
-            from huggingface_hub import hf_hub_download, try_to_load_from_cache
-            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    folder = tuned.folder or _download_adapter_config(tuned)
+    return read_adapter_config(folder) if folder and (folder / ADAPTER_CONFIG).is_file() else None
 
-            commit = resolve_commit(tuned.id, tuned.revision)
-            try:
-                folder = Path(hf_hub_download(tuned.id, ADAPTER_CONFIG, revision=commit)).parent
-            except EntryNotFoundError as error:
-                # The hub has no such file in the repository of a whole model. But offline, a file
-                # that the cache lacks tells nothing, unless the cache holds a whole model.
-                is_offline = isinstance(error, LocalEntryNotFoundError)
-                is_whole = try_to_load_from_cache(tuned.id, "config.json", revision=commit)
-                if is_offline and not is_whole:
-                    raise
-                return None
-    return read_adapter_config(folder) if (folder / ADAPTER_CONFIG).is_file() else None
+
+def _download_adapter_config(tuned: TunedModelConfig) -> Path | None:
+    """Download the settings of an adapter from the hub, and nothing else.
+
+    Returns:
+        The folder that holds them; None if the hub has a whole model, which has no such file.
+    """
+    # One repository has one problem at most.
+    for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
+        raise ModelError(f"{tuned.named} is no folder here. As an id of the hub: {problem}")
+    with explain_hub_errors(tuned.named):
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        commit = resolve_commit(tuned.id, tuned.revision)
+        try:
+            return Path(hf_hub_download(tuned.id, ADAPTER_CONFIG, revision=commit)).parent
+        except LocalEntryNotFoundError:  # offline; the hub may have the file that the cache lacks
+            if try_to_load_from_cache(tuned.id, "config.json", revision=commit):
+                return None  # the cache holds a whole model
+            raise
+        except EntryNotFoundError:
+            return None
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -46,39 +46,39 @@ def check_weight_files(config: ModelConfig, outline: Any) -> None:
     """
     from transformers.modeling_utils import load_state_dict
 
-    files = find_weight_files(config)
     headers: dict[str, Any] = {}  # tensors on the meta device, by name
     with explain_hub_errors(config.named):
-        for file in files:
+        for file in find_weight_files(config):
             headers |= load_state_dict(str(file), map_location="meta")
-        if own := getattr(outline.config, "quantization_config", None):
-            # The names in the files are those of the quantizer, which loads them later. Of
-            # bitsandbytes', some are known: without scales, the files hold weights as they were.
-            holds_scales = any(name.endswith((".absmax", ".SCB")) for name in headers)
-            if (own.get("load_in_4bit") or own.get("load_in_8bit")) and not holds_scales:
+        if quantization := getattr(outline.config, "quantization_config", None):  # its publisher's
+            # A quantizer names its tensors itself, so they are not compared. Only the names of
+            # bitsandbytes' scales are known: without scales, the weights are not quantized.
+            is_bitsandbytes = quantization.get("load_in_4bit") or quantization.get("load_in_8bit")
+            has_scales = any(name.endswith((".absmax", ".SCB")) for name in headers)
+            if is_bitsandbytes and not has_scales:
                 problem = "its config.json says that bitsandbytes quantized its weights, and"
                 advice = "take quantization_config out of it"
                 raise ModelError(f"{config.named}: {problem} its files hold no scales; {advice}")
             return
         # A second outline gets these tensors as a model gets its weights: other shapes raise, and
-        # `info` lists what is missing.
+        # `loading_info` lists what is missing.
         settings: dict[str, Any] = {"config": outline.config, "device_map": {"": "meta"}}
         settings |= {"state_dict": headers, "output_loading_info": True}
-        _, info = type(outline).from_pretrained(None, **settings)
-    refuse_missing(config, info)
+        _, loading_info = type(outline).from_pretrained(None, **settings)
+    refuse_missing(config, loading_info)
 
 
-def refuse_missing(config: ModelConfig, info: dict[str, Any]) -> None:
+def refuse_missing(config: ModelConfig, loading_info: dict[str, Any]) -> None:
     """Refuse a model whose files lack weights: transformers fills them with random values.
 
     Args:
         config: Which model.
-        info: What transformers returned with the model by `output_loading_info=True`.
+        loading_info: What transformers returned with the model by `output_loading_info=True`.
 
     Raises:
         ModelError: Some are missing.
     """
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(loading_info["missing_keys"]):
         raise ModelError(
             f"{config.named}: {len(missing)} of the weights that its config.json describes are not "
             f"in its files, {missing[0]} for one; get the model again, or correct config.json"

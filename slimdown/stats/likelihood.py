@@ -265,8 +265,7 @@ class EmpiricalLikelihoodTest:
             above, below = points
             excess = np.append(self.values - above[:, None], below[:, None] - self.values, axis=0)
             least = np.append(self.lowest - above, below - self.highest)
-            added_above = self.count_added(above, side=1)
-            added = np.append(added_above, self.count_added(below, side=-1), axis=0)
+            added = np.append(self.count_added(above, 1), self.count_added(below, -1), axis=0)
             return self.p_values_of(excess, least, added).reshape(points.shape)
 
         low, high = self.find_ends(
@@ -319,7 +318,7 @@ class EmpiricalLikelihoodTest:
             [rows]; after several looks each p-value holds at whichever look you stop.
         """
         n_looks = len(self.counts)
-        pseudo_answers: Floats | float = self.added if added is None else added
+        pseudo_answers = self.added if added is None else added
         p_values = likelihood_p_values(  # for each row, at each look
             np.repeat(excess, n_looks, axis=0),
             np.tile(self.counts, (len(least), 1)),

@@ -62,9 +62,9 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
     if _has_single_answers(difference):
         return _find_least_change(difference, alpha)
     n = len(difference.observations)
-    # The measured mean lies at most this far below the true one, as often as the power says.
-    beyond = float(scipy.special.ndtri(POWER)) * difference.spread / sqrt(n)
-    smallest = _find_reach(difference, n, threshold=0.0, alpha=alpha / 2) + beyond
+    # In 80 % of repetitions, the measured mean lies at most this far below the true one.
+    shortfall = float(scipy.special.ndtri(POWER)) * difference.spread / sqrt(n)
+    smallest = _find_reach(difference, n, threshold=0.0, alpha=alpha / 2) + shortfall
     return smallest if smallest <= 1 else nan
 
 
@@ -193,7 +193,7 @@ def n_to_decide(
     """
     if isnan(difference.spread):
         return None
-    if difference.sampling.looks:  # an early look is to decide; these share a part of the error
+    if difference.sampling.looks:  # an early look is to decide; early looks share this part
         alpha *= EARLY_SHARE
     # Clusters of 0/1 answers without any flip have no spread. So they are counted as well.
     has_no_flip = difference.is_binary and not difference.changes.any()
@@ -254,21 +254,22 @@ def _make_reach_of_counts(difference: Difference) -> tuple[float, FindReach]:
     values = np.append(test.values, (-1.0, 1.0))
     counts = np.append(test.counts[-1], (0.5, 0.5))
     spread = sqrt(float(counts @ (values - measured) ** 2) / counts.sum())
-    # The shares of answers that flip to each side: lost ones (-1) and gained ones (1).
+    # The shares of answers that flip to each side: -1 for lost answers, 1 for gained ones.
     shares = {side: float(counts[side * values > 0].sum()) / counts.sum() for side in (-1, 1)}
     n_added_by_change_test = float(np.atleast_1d(difference.change_test.added)[-1])
 
     @cache
     def find_spread(threshold: float) -> float:
         """Return the spread of one answer if the true change were the threshold."""
-        many = _MOST * counts  # so that the answer that is added hardly counts
+        # `null_spread` adds one answer. Among so many it hardly counts.
+        many = _MOST * counts
         if measured > threshold:
             return null_spread(values - threshold, many, least=test.lowest - threshold)
         return null_spread(threshold - values, many, least=threshold - test.highest)
 
     def find_reach(n: int, threshold: float, side: int, alpha: float) -> float:
         n_added = n_added_by_change_test
-        if test.is_margin and threshold:
+        if test.is_margin and threshold:  # a test against a margin or a budget adds another number
             favorable, adverse = round(shares[side] * n), round(shares[-side] * n)
             n_added = float(added_to_margin(side * threshold, favorable, adverse, n))
         z = -float(scipy.special.ndtri(alpha))

@@ -71,8 +71,8 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     question_effect = max(0.0, n_seeds * question_variance - residual)
     variances = np.array([sd_over_seeds**2, question_effect]) / n_seeds
     quantiles = scipy.special.stdtrit([n_seeds - 1, fewest_questions - 1], 1 - ALPHA / 2)  # of t
-    half_width = sqrt(float(quantiles**2 @ variances))
-    half_width = max(float(quantiles[1]) * standard_error, half_width)
+    # The interval is never narrower than one of Student's t with the questions' quantile.
+    half_width = max(float(quantiles[1]) * standard_error, sqrt(float(quantiles**2 @ variances)))
     return SeedMean(
         mean,
         standard_error,
@@ -169,21 +169,16 @@ class MeanTest:
     def _p_values_above(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
         p_values = self.questions.p_values_above(thresholds)
-        return self._add_seeds(self.value - thresholds, p_values)
+        return add_seed_noise(self.value - thresholds, p_values, self.spread, self.n_seeds)
 
     def _p_values_below(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
         p_values = self.questions.p_values_below(thresholds)
-        return self._add_seeds(thresholds - self.value, p_values)
-
-    def _add_seeds(self, distances: Floats, question_p_values: Floats) -> Floats:
-        if self.spread is None:
-            return question_p_values
-        return add_seed_noise(distances, question_p_values, self.spread, self.n_seeds)
+        return add_seed_noise(thresholds - self.value, p_values, self.spread, self.n_seeds)
 
 
 def add_seed_noise(
-    distances: Floats, question_p_values: Floats, spread: SeedSpread, n_seeds: int
+    distances: Floats, question_p_values: Floats, spread: SeedSpread | None, n_seeds: int
 ) -> Floats:
     """Turn p-values for other questions into p-values for other questions and other seeds.
 
@@ -195,12 +190,14 @@ def add_seed_noise(
     Args:
         distances: How far the mean lies from each threshold, on the side of the claim.
         question_p_values: The p-value of each distance, by the questions alone.
-        spread: How much seeds vary.
+        spread: How much seeds vary; None: the p-values stay, for they are about these seeds alone.
         n_seeds: How many the mean was taken over.
 
     Returns:
         The p-value of each distance.
     """
+    if spread is None:
+        return question_p_values
     roots = -scipy.special.ndtri(question_p_values)  # the distances in standard errors
     # On the other side of the threshold nothing is claimed, so the p-value stays. There, 1 stands
     # for numbers that are computed in vain.
@@ -257,10 +254,9 @@ class SeedAnswers:
         # so that the mean of the list is the sum of the parts' means.
         sizes = [part.shape[1] for part in self.parts]
         scales = [sum(sizes) / n for n in sizes]
-        parts_and_scales = zip(self.parts, scales, strict=True)
-        numbers = np.concatenate([part.mean(axis=0) * scale for part, scale in parts_and_scales])
-        bounds_and_scales = zip(self.bounds, scales, strict=True)
-        bound = max(bound * scale for bound, scale in bounds_and_scales)
+        means = [p.mean(axis=0) * scale for p, scale in zip(self.parts, scales, strict=True)]
+        numbers = np.concatenate(means)
+        bound = max(b * scale for b, scale in zip(self.bounds, scales, strict=True))
         values, counts = np.unique(numbers.round(12), return_counts=True)
         test = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
         if self.is_binary:
@@ -292,8 +288,7 @@ class SeedAnswers:
         largest = [float(np.abs(part).max()) for part in parts]
         bounds = []
         for own, theirs, most in zip(self.bounds, other.bounds, largest, strict=True):
-            single = max(own, theirs)
-            bounds.append(single if most <= single else own + theirs)
+            bounds.append(max(own, theirs) if most <= max(own, theirs) else own + theirs)
         is_binary = self.is_binary and other.is_binary and max(largest) <= 1
         return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, seeds)
 
@@ -337,6 +332,7 @@ def build_difference_tests(
     Returns:
         The test of each pair that is not left out.
     """
+    # The groups of several seeds: a single one does not say how much seeds vary.
     several = {value: answers for value, answers in groups.items() if answers.n_seeds > 1}
     spreads = {value: answers.measure_spread() for value, answers in several.items()}
     paired_differences = [

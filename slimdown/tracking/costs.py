@@ -109,10 +109,15 @@ def _describe_speed(config: RunConfig, device: str) -> dict[str, str]:
 
 
 def estimate_seconds(cost: Cost, known: Cost | None) -> float:
-    """Estimate how long work takes by what other work of its kind took; nan for none.
+    """Estimate the seconds of planned work from those of known work; nan if none is known.
 
-    The same benchmark is scaled by its questions, because its answers end as they did. Another one
-    is scaled by tokens, and its answers are taken to be as long as it may write, at most.
+    If both are of the same benchmark, the seconds grow with the number of questions, because the
+    answers are as long as before. Otherwise they grow with the number of tokens. Answers are then
+    assumed to be as long as the known ones, and at most as long as the benchmark allows.
+
+    Args:
+        cost: The planned work.
+        known: Work of the same kind that was measured, from `Rates.find`.
     """
     if known is None:
         return nan

@@ -52,29 +52,25 @@ def plan_deletion(tracking: TrackingConfig, run: RunRecord) -> DeletionPlan:
         versions = client.search_model_versions(f"run_id = '{run.run_id}'")
         if versions:
             names = ", ".join(f"models:/{model.name}/{model.version}" for model in versions)
-            raise TrackingError(
-                f"run {run.run_id} ({run.name}) is registered as {names}; delete that version "
-                "first, in MLflow's pages"
-            )
+            problem = f"is registered as {names}; delete that version first, in MLflow's pages"
+            raise TrackingError(f"run {run.run_id} ({run.name}) {problem}")
         experiment_id = client.get_run(run.run_id).info.experiment_id
-        search_models_of_run = partial(
-            client.search_logged_models,
-            experiment_ids=[experiment_id],
-            filter_string=f"source_run_id = '{run.run_id}'",
-        )
-        models = store.search_all(search_models_of_run)
+        made_by_run = f"source_run_id = '{run.run_id}'"
+        search = partial(client.search_logged_models, [experiment_id], made_by_run)
+        models = store.search_all(search)
     uris_by_id = {run.run_id: run.artifact_uri}
     uris_by_id |= {str(model.model_id): model.artifact_location for model in models}
-    # One folder for the run and for each model. It is None if the files lie on a server.
+    # One folder for the run and one for each model; None for each whose files lie on a server.
     artifact_folders = [_find_folder(tracking, owner, uri) for owner, uri in uris_by_id.items()]
     unfinished = store.local_dir(tracking) / "runs" / run.run_id  # there until a run is finished
     folders = [*filter(None, artifact_folders), unfinished]
     present = tuple(folder for folder in folders if folder.is_dir())
+    files = [file for folder in present for file in folder.rglob("*") if file.is_file()]
     return DeletionPlan(
         run=run,
         model_ids=tuple(str(model.model_id) for model in models),
         folders=present,
-        n_bytes=sum(map(_count_bytes, present)),
+        n_bytes=sum(file.stat().st_size for file in files),
         is_remote=not all(artifact_folders),
     )
 
@@ -120,7 +116,3 @@ def _check_free(tracking: TrackingConfig, run: RunRecord) -> None:
     except Timeout:
         problem = f"a process works on run {run.run_id} ({run.name})"
         raise TrackingError(f"{problem}; wait until it has ended, or end it") from None
-
-
-def _count_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -78,13 +78,10 @@ def record_merged(
         TrackingError: The store does not take it.
     """
     client = store.open_store(tracking, must_exist=True)
-    record = describe_made(
-        ModelKind.merged,
-        run.run_id,
-        name=f"{run.name} merged",
-        params={"folder": str(out), "run": run.run_id, **params},
-        detail=str(out),  # part of the key: each folder of a run's model has an entry of its own
-    )
+    title = f"{run.name} merged"
+    shown = {"folder": str(out), "run": run.run_id, **params}
+    # `detail` is part of the key: each folder of a run's model has an entry of its own.
+    record = describe_made(ModelKind.merged, run.run_id, title, shown, detail=str(out))
     with store.explain_store_errors(tracking):
         experiment_id = client.get_run(run.run_id).info.experiment_id
         model_id = log_model(client, experiment_id, record, run.run_id)

@@ -99,12 +99,12 @@ def rename_run(tracking: TrackingConfig, run: RunRecord, name: str, config: RunC
     """
     given_name = config.name or run.given_name  # the setting alone, for the tag `Tag.name`
     note = run.note if config.note is None else config.note  # an empty note removes the old one
-    name = name if config.name else run.name
-    is_new = (name, given_name, note) != (run.name, run.given_name, run.note)
-    if not is_new or not run.findings:
+    shown_name = name if config.name else run.name
+    is_unchanged = (shown_name, given_name, note) == (run.name, run.given_name, run.note)
+    if is_unchanged or not run.findings:
         return
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         for tag, text in ((Tag.name, given_name), (Tag.note, note)):
             client.set_tag(run.run_id, tag, redact_leaf(text)[: store.MAX_TAG])
-        client.update_run(run.run_id, name=name)
+        client.update_run(run.run_id, name=shown_name)

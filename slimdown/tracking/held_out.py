@@ -77,7 +77,7 @@ def take_held_out(
     judged_runs = [run]
     if sweep := run.tags.get(Tag.sweep):
         has_labels = f"tags.`{Tag.checked}` LIKE '%'"
-        # If `run` is among them, its newer tags replace those above.
+        # If `run` is among them, too, the dictionary below takes this record, whose tags are newer.
         judged_runs += find_runs(tracking, sweep=sweep, filter_string=has_labels)
     labels_by_run = {judged.run_id: _read_labels(judged) for judged in judged_runs}
     labels_by_run[run.run_id].add(label)

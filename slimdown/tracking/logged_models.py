@@ -180,17 +180,18 @@ def assign_metrics(
     for key, value in values.items():
         kind, _, benchmark = key.partition("/")  # base, change, bits_per_byte_base, ...
         dataset = questions[benchmark].dataset if benchmark in questions else None
-        model_id = ""
+        name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
+        model_id = None
         if dataset or key in _MEAN_METRICS:
-            model_id = base_id if kind.endswith("base") else made_id
+            model_id = (base_id if kind.endswith("base") else made_id) or None
         metric = Metric(
             key,
             value,
             timestamp,
             step=0,
-            model_id=model_id or None,
-            dataset_name=dataset.name if dataset else None,
-            dataset_digest=dataset.digest if dataset else None,
+            model_id=model_id,
+            dataset_name=name,
+            dataset_digest=digest,
         )
         metrics.append(metric)
     return metrics

@@ -58,12 +58,8 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
     metrics = collect_metrics(findings)
     learned = findings.mean_change(Role.target)
     kept = findings.mean_change(Role.retained)
-    mean_changes = {  # from -1 to 1
-        "learned": learned.value,
-        "kept": kept.value,
-        "kept_low": kept.low,
-        "kept_high": kept.high,
-    }
+    mean_changes = {"learned": learned.value, "kept": kept.value}  # from -1 to 1
+    mean_changes |= {"kept_low": kept.low, "kept_high": kept.high}
     metrics |= {name: round(100 * change, 2) for name, change in mean_changes.items()}
     if training := findings.training:
         fall = training.validation_loss_before - training.validation_loss_after

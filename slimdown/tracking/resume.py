@@ -100,7 +100,7 @@ def _identify_settings(config: RunConfig) -> dict[str, object]:
         settings["tuned"] = ""  # `tuned.id`, set below, identifies the model by its content
         settings |= _identify_model("tuned.", config.tuned_model)
     for name, dataset in config.dataset.items():
-        if rows_file := dataset.file:
+        if rows_file := dataset.file:  # its suffix says how the rows are read
             settings[f"dataset.{name}.path"] = rows_file.suffix.lower() + hash_file(rows_file)
         else:
             commit = resolve_commit(dataset.path, dataset.revision, "dataset")
@@ -250,10 +250,11 @@ def describe_kept(config: RunConfig, run_id: str) -> str:
         parts.append("the whole training")
     elif steps:
         parts.append(f"the training up to step {max(steps)}")
-    reused = f"reused: {' and '.join(parts) or 'single answers'}; the rest is computed again"
-    if config.tuned or is_trained or steps:  # nothing is trained, or some of it is reused
-        return reused
-    return f"{reused}, the training too, because it had written no checkpoint"
+    text = f"reused: {' and '.join(parts) or 'single answers'}; the rest is computed again"
+    has_training = is_trained or bool(steps)
+    if not config.tuned and not has_training:  # `tuned` names a model that needs no training
+        text += ", the training too, because it had written no checkpoint"
+    return text
 
 
 def find_abandoned(
@@ -279,7 +280,8 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
         return False
     folder = store.local_dir(tracking) / "runs" / run.run_id
     has_ended = run.status in ("KILLED", "FAILED") and folder.is_dir()
-    if run.tags.get(Tag.host) != name_machine() and not has_ended:
+    is_of_this_machine = run.tags.get(Tag.host) == name_machine()
+    if not (is_of_this_machine or has_ended):
         return False
     try:
         with store.lock_run(tracking, run.run_id):

@@ -197,7 +197,7 @@ def render_model_card(
     """
     from huggingface_hub import ModelCardData  # the import takes half a second
 
-    # A folder's revision is a digest, and the model that comes with slimdown is `pocket:model`.
+    # Not on the hub: a folder, whose revision is a digest, and slimdown's own model `pocket:model`.
     is_of_hub = ":" not in base.id and not base.revision.startswith("sha256:")
     if is_adapter is None:
         is_adapter = not merged and not config.method.facts.trains_weights
@@ -206,8 +206,8 @@ def render_model_card(
     method = "tuned" if config.tuned else config.method.name
     # The name has no organisation, as in Qwen/Qwen2.5-0.5B, and no prefix, as in pocket:model.
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{method}"
-    license_words = (base.license or "").split(maxsplit=2)  # such as "mit", or "other NAME LINK"
-    # A part of the license that is not given is None.
+    # The license is a text such as "mit", or "other NAME LINK". What it does not give is None.
+    license_words = (base.license or "").split(maxsplit=2)
     license_id, license_name, license_link = [*license_words, None, None, None][:3]
     has_scores = is_of_hub and is_adapter and not note
     relation = "adapter" if is_adapter else "finetune"

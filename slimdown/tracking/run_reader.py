@@ -69,19 +69,16 @@ def find_runs(
         TrackingError: No store, no such experiment, or a filter that MLflow does not understand.
     """
     client = store.open_store(tracking, must_exist=True)
-    # MLflow picks out the sweep's runs, unless its name has both kinds of quotes, which no
-    # condition of MLflow can hold. Then the condition is empty, and the loop below picks them out.
+    # MLflow picks out the sweep's runs by this condition. It is empty if the sweep's name has both
+    # kinds of quotes, which no condition can hold. Then the loop below picks them out.
     sweep_condition = _compare_text(f"tags.`{Tag.sweep}`", sweep) if sweep else ""
     conditions = [f"tags.`{Tag.kind}` = '{kind}'", sweep_condition, filter_string]
     with store.explain_store_errors(tracking, filter_string):
         names_by_id = _find_experiments(client, tracking, experiments)
-        search = partial(
-            client.search_runs,
-            experiment_ids=list(names_by_id),
-            filter_string=" and ".join(filter(None, conditions)),
-        )
-        # To pick out the sweep's runs below, all runs are needed.
-        most = 0 if sweep and not sweep_condition else n_newest
+        condition = " and ".join(filter(None, conditions))
+        search = partial(client.search_runs, list(names_by_id), condition)
+        is_filtered_below = sweep and not sweep_condition
+        most = 0 if is_filtered_below else n_newest  # 0: all, to pick out the sweep's runs from
         runs = store.search_all(search, most)
     records = []
     for run in runs:
@@ -151,7 +148,7 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
     if not text.strip():
         raise TrackingError("RUN is empty; give a run's id, the beginning of it, or its name")
     by_beginning = _find_by_id(tracking, text, kind="tuned")
-    matches = [run for run in by_beginning if run.run_id == text]
+    matches = [run for run in by_beginning if run.run_id == text]  # the whole id comes first
     if not matches:
         runs = find_runs(tracking, filter_string=_compare_text("attributes.run_name", text))
         # MLflow may ignore the case of letters, or have no condition for a name with odd quotes.
@@ -229,12 +226,8 @@ def _add_findings(client: Any, run: RunRecord) -> RunRecord:
     try:
         findings = Findings.from_dict(json.loads(_read_artifact(client, run, "findings.json")))
         config = _read_settings(client, run).config
-        return replace(
-            run,
-            findings=findings,
-            held_out=config.evaluation.holdout,
-            params=flatten_settings(config),
-        )
+        held_out, params = config.evaluation.holdout, flatten_settings(config)
+        return replace(run, findings=findings, held_out=held_out, params=params)
     except ConfigError as error:  # settings.json cannot be read
         reason = str(error)
     except ValueError:
@@ -330,10 +323,9 @@ def _read_samples(
             except DataError as error:
                 raise TrackingError(f"run {run.run_id}: {path}: {error}") from None
             except Exception as error:  # the file is damaged or gone
-                raise TrackingError(
-                    f"run {run.run_id}: {path} is gone or damaged ({store.first_line(error)}); "
-                    "the same settings with rerun=true measure it again"
-                ) from None
+                problem = f"{path} is gone or damaged ({store.first_line(error)})"
+                advice = "the same settings with rerun=true measure it again"
+                raise TrackingError(f"run {run.run_id}: {problem}; {advice}") from None
     return Evaluation(
         evaluations,
         harness_version,
@@ -362,13 +354,9 @@ def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
         advice = "left it out; make the run again without it"
         raise ConfigError(f"run {run.run_id} ({run.name}): {problem} {advice}")
     config = recorded.config
-    return complete_config(
-        replace(
-            config,
-            evaluation=replace(config.evaluation, backend=Backend.hf),  # another may not be here
-            tracking=replace(config.tracking, uri=tracking.uri),
-        )
-    )
+    evaluation = replace(config.evaluation, backend=Backend.hf)  # another may not be here
+    this_store = replace(config.tracking, uri=tracking.uri)
+    return complete_config(replace(config, evaluation=evaluation, tracking=this_store))
 
 
 def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Path:
@@ -386,10 +374,8 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
         TrackingError: The run trained nothing, or its files are gone.
     """
     if origin := run.tags.get(Tag.origin):
-        raise TrackingError(
-            f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, and its files "
-            "are where you made them"
-        )
+        problem = f"trained nothing: it measured {origin}, and its files are where you made them"
+        raise TrackingError(f"run {run.run_id} ({run.name}) {problem}")
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         model = logged_models.find_made_model(client, run.run_id)
@@ -460,6 +446,6 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
                 # A text beyond the limit is cut here. It is no JSON any more, so its reader tells.
                 chunks = islice(answer.iter_content(chunk_size), MOST_BYTES // chunk_size)
                 return b"".join(chunks).decode()
-        # A gateway may let only paths below /api pass, which MLflow uses.
+        # The server refused. A gateway may let only paths below /api pass. MLflow uses such paths.
     with tempfile.TemporaryDirectory() as folder:
         return read_limited(Path(client.download_artifacts(run.run_id, path, folder)))

@@ -97,8 +97,9 @@ class TrackedRun:
         """
         self._config = config
         self._tracking = config.tracking
-        self._lock = ExitStack()  # holds the run until it has ended
+        self._lock = ExitStack()  # `_open` puts the run's lock here, held until the run has ended
         settings_text = recorded_settings.write_settings(config)
+        # This sets `client` and `_experiment_id`. It comes first: the run's id names its folder.
         run = self._open(info, settings_text)
         self.run_id: str = run.info.run_id
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)
@@ -263,16 +264,12 @@ class TrackedRun:
         """Make the entry of the trained model, so that the run's pages can name its folder."""
         if self._next_flush == inf:
             return
-        try:
-            with store.explain_store_errors(self._tracking):
-                store.check_store(self._tracking)  # MLflow would retry for minutes
-                model = find_or_create_model(
-                    self.client, self._experiment_id, self._tuned, self.run_id
-                )
+        # If the store does not answer, the next delivery warns of it.
+        with suppress(TrackingError), store.explain_store_errors(self._tracking):
+            store.check_store(self._tracking)  # MLflow would retry for minutes
+            model = find_or_create_model(self.client, self._experiment_id, self._tuned, self.run_id)
             self.model_uri = redact_uri(model.artifact_location)
             self._add_tag(Tag.model_files, self.model_uri)
-        except TrackingError:  # the next delivery warns of it
-            return
 
     def save(
         self,
@@ -328,9 +325,9 @@ class TrackedRun:
         try:
             self._deliver("FINISHED")
         except TrackingError as error:
+            advice = f"The results are in {self.folder}: repeat the command when the store answers"
             raise TrackingError(
-                f"{error}. The results are in {self.folder}: repeat the command when the store "
-                "answers, and it takes every answer from there"
+                f"{error}. {advice}, and it takes every answer from there"
             ) from None
         self._is_delivered = True
         with suppress(Exception):  # the run is complete without; `slimdown ui` shares it again

@@ -54,7 +54,8 @@ def build_view(runs: Sequence[Any], filter_string: str) -> dict[str, Any]:
         runs: Finished fine-tuning runs as MLflow gives them, newest first.
         filter_string: MLflow's filter for the runs that the page lists.
     """
-    # None if the newest run belongs to no sweep. Then those count that belong to none either.
+    # If the newest run belongs to no sweep, this is None, and `sweep_runs` are all runs outside
+    # sweeps.
     newest_sweep = runs[0].data.tags.get(Tag.sweep) if runs else None
     sweep_runs = [run for run in runs if run.data.tags.get(Tag.sweep) == newest_sweep]
     names = [run.info.run_name or "" for run in sweep_runs]
@@ -69,11 +70,8 @@ def build_view(runs: Sequence[Any], filter_string: str) -> dict[str, Any]:
     changes = sorted(changes, key=lambda name: means[name])[:_N_BENCHMARKS]
     verdicts = [str(run.data.tags.get(Tag.verdict, "")) for run in runs]
     columns = _choose_widths(varied, outcome, verdicts, changes)
-    charts = _arrange_charts(
-        settings=varied or ["seed"],
-        outcome=[name for name in (learned, "kept") if name in means],
-        changes=changes,
-    )
+    axes = [name for name in (learned, "kept") if name in means]
+    charts = _arrange_charts(settings=varied or ["seed"], outcome=axes, changes=changes)
     return {
         "searchFilter": filter_string,
         "selectedColumns": list(columns),

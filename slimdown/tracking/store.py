@@ -125,15 +125,14 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
     file = sqlite_file(config.uri)
     with explain_store_errors(config):
         if file and must_exist and not _is_there(file):
-            raise TrackingError(
-                f"there is no record {file} yet; slimdown run makes one, or name another "
-                "with --tracking-uri or MLFLOW_TRACKING_URI"
-            )
+            advice = "or name another with --tracking-uri or MLFLOW_TRACKING_URI"
+            raise TrackingError(f"there is no record {file} yet; slimdown run makes one, {advice}")
         from mlflow import MlflowClient
 
         if file is None:  # a server or another database, whose tables MLflow may create now
             with lock(config, "creation"):  # processes that create tables together break them
                 return MlflowClient(config.uri)
+        # From here on, the store is a SQLite file.
         if not must_exist:
             with lock(config, "creation"):
                 _create_file(file)
@@ -180,10 +179,9 @@ def explain_store_errors(config: TrackingConfig, filter_string: str = "") -> Ite
         raise
     except Exception as error:
         raise_if_disk_full(error)
-        raise TrackingError(
-            f"tracking.uri={redact_uri(config.uri)} cannot be used: {first_line(error)}; "
-            f"{_advise(config.uri, error, filter_string)}"
-        ) from None
+        problem = f"tracking.uri={redact_uri(config.uri)} cannot be used: {first_line(error)}"
+        advice = _advise(config.uri, error, filter_string)
+        raise TrackingError(f"{problem}; {advice}") from None
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -1,7 +1,6 @@
 """How far a model is from its base, in nats per token."""
 
 from functools import partial
-from itertools import repeat
 
 import torch
 from torch.nn import functional
@@ -35,12 +34,10 @@ def measure_divergence(
         measure_part = partial(
             checkpoint, measure_divergence, use_reentrant=False, preserve_rng_state=False
         )
-        targets = repeat(None) if target is None else target.split(_TOKENS)
-        # Not strict, because `repeat` has no end.
-        parts = zip(base_logits.split(_TOKENS), logits.split(_TOKENS), targets, strict=False)
-        return torch.cat([measure_part(base, tuned, tokens) for base, tuned, tokens in parts])
-    base_logits = base_logits.float()
-    logits = logits.float()
+        base_parts, tuned_parts = base_logits.split(_TOKENS), logits.split(_TOKENS)
+        targets = [None] * len(tuned_parts) if target is None else target.split(_TOKENS)
+        return torch.cat(list(map(measure_part, base_parts, tuned_parts, targets)))
+    base_logits, logits = base_logits.float(), logits.float()
     if target is not None:
         base_logits = base_logits.scatter(-1, target[:, None], _IMPOSSIBLE)
         logits = logits.scatter(-1, target[:, None], _IMPOSSIBLE)

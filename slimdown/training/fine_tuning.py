@@ -94,8 +94,7 @@ def _try_training(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> 
     try:
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
             model = attach_adapter(_make_twin(base), config.method, config.lora, config.seed)
-            trial = _Trial(replace(base, model=model), rows, config, Path(folder))
-            return trial.keeps_rows_apart()
+            return _Trial(replace(base, model=model), rows, config, Path(folder)).keeps_rows_apart()
     except SlimdownError:
         raise  # it already says how to go on
     except Exception as error:  # models, adapters and optimizers are other people's code
@@ -234,13 +233,15 @@ def fine_tune(
         KeyboardInterrupt: A signal came; see `_Training.run`.
     """
     folder = broadcast_from_main(checkpoint_dir)
-    config, split = apply_forwards(config, broadcast_from_main(forwards))
+    config, forwards_description = apply_forwards(config, broadcast_from_main(forwards))
     facts = config.method.facts
     # Weights that are trained themselves become float32; they are saved in these dtypes.
     dtypes = {n: p.dtype for n, p in base.model.named_parameters() if facts.trains_weights}
     model = _attach(base, config)
-    _start_from_text(model, rows, config)
-    resumes = _can_resume(config, watcher)
+    if facts.start:  # the method takes its first values from the text of the rows
+        facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
+    # No checkpoint would hold the earlier weights that a watcher keeps.
+    resumes = facts.resumes and not watcher and not ENGINES[config.train.engine].module
     checkpoint_seconds = 60 * (config.train.checkpoint_minutes or math.inf) if resumes else math.inf
     callback = TrainingCallback(config.train, base.dtype, on_log, on_progress, checkpoint_seconds)
     attention = attention_within_rows(model, rows.is_padding_free)
@@ -250,9 +251,6 @@ def fine_tune(
             on_progress(0, 0, "validating")
             with nullcontext() if facts.trains_weights else disabled_adapters(model):
                 loss_before, _ = trainer.validate()
-            trainer.add_callback(callback)
-            if watcher:
-                trainer.add_callback(watcher)
             training = _Training(trainer, model, callback, watcher, folder, resumes)
             seconds, peak_bytes = training.run(base, rows, config)
         on_progress(0, 0, "validating")
@@ -279,7 +277,7 @@ def fine_tune(
         n_truncated=rows.n_truncated,
         n_untrained=rows.n_untrained,
         peak_bytes=peak_bytes,
-        forwards=split,
+        forwards=forwards_description,
     )
     return tuned, result
 
@@ -290,21 +288,6 @@ def _attach(base: LoadedModel, config: RunConfig) -> Any:
     if config.method.facts.trains_weights:
         model.float()  # half precision would round Adam's small steps away
     return model
-
-
-def _start_from_text(model: Any, rows: TokenizedRows, config: RunConfig) -> None:
-    """Set an adapter's first values by the text of the rows, if its method starts from that."""
-    facts = config.method.facts
-    if facts.start:
-        start_adapter = facts.find_function(facts.start)
-        start_adapter(model, (row["input_ids"] for row in rows.train))
-
-
-def _can_resume(config: RunConfig, watcher: Any) -> bool:
-    """Return whether a training can write checkpoints and go on from them."""
-    if watcher:  # no checkpoint would hold the earlier weights that it keeps
-        return False
-    return not ENGINES[config.train.engine].module and config.method.facts.resumes
 
 
 @contextmanager
@@ -356,14 +339,15 @@ class _Training:
         file = self.folder / "trained.pt"  # written below, once all steps are taken
         is_trained = broadcast_from_main(file.is_file())
         engine = ENGINES[config.train.engine]
+        self.trainer.add_callback(callback)
+        if self.watcher:
+            self.trainer.add_callback(self.watcher)
         transformers.set_seed(config.seed)
         with measure_peak_memory(base.device) as peak, callback.stop_after_step():
             if is_trained:
-                seconds, peak_bytes = callback.load(file, self.model)
-                return seconds, peak_bytes
+                return callback.load(file, self.model)
             if engine.module:
-                train = engine.find_function("train")
-                seconds = train(base, self.model, rows, config, callback)
+                seconds = engine.find_function("train")(base, self.model, rows, config, callback)
             else:
                 checkpoint = _find_checkpoint(self.folder) if self.resumes else None
                 checkpoint = broadcast_from_main(checkpoint)
@@ -402,11 +386,8 @@ def try_steps(base: LoadedModel, rows: TokenizedRows, config: RunConfig, n_steps
     """
     config = replace(config, train=replace(config.train, max_steps=n_steps))
     model = _attach(base, config)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        quiet_libraries(),
-        attention_within_rows(model, rows.is_padding_free),
-    ):
+    attention = attention_within_rows(model, rows.is_padding_free)
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries(), attention:
         trial = replace(rows, validation=None)
         trainer = build_trainer(model, base.tokenizer, trial, config, Path(folder))
         return float(trainer.train().metrics["train_runtime"])

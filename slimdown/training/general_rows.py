@@ -62,13 +62,15 @@ class GeneralRows(Mitigation):
         is_chosen = torch.isin(row_number, row_number[is_marked])[0]
         names = ("input_ids", "labels", "position_ids")
         chosen = {name: inputs[name][:, is_chosen] for name in names}
+        # Flash attention also reads where rows begin and end, and how long the longest one is. Only
+        # for it does TRL's collator give this, so the chosen rows get it only if the batch has it.
         starts = (chosen["position_ids"][0] == 0).nonzero().flatten()
         bounds = functional.pad(starts, (0, 1), value=int(is_chosen.sum())).int()
-        longest = int(bounds.diff().max())
-        # Flash attention reads where rows begin and end. TRL's collator gives this only for it.
-        lengths: dict[str, Any] = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
-        lengths |= {"max_length_q": longest, "max_length_k": longest}
-        return chosen | {name: lengths[name] for name in lengths.keys() & inputs.keys()}
+        n_longest = int(bounds.diff().max())
+        for side in ("q", "k"):  # queries and keys
+            row_bounds = {f"cu_seq_lens_{side}": bounds, f"max_length_{side}": n_longest}
+            chosen |= {name: value for name, value in row_bounds.items() if name in inputs}
+        return chosen
 
     def measure_loss(self, predicted: Predictions, base_predicted: Predictions) -> Any:
         """Compute the KL penalty on the trained tokens of the marked rows."""

@@ -45,8 +45,8 @@ _DIVERGENCE_ROWS = 32  # the base needs a forward of its own: on a CPU as long a
 _KEPT_FACTS = ("kept_step", "n_tokens_before", "stopped", "history")
 _log = logging.getLogger(__name__)
 _LOGGED = ("loss", "learning_rate", "grad_norm")
-_OURS = ("engine", "checkpoint_minutes", "stop_on_forgetting")
-_NOT_TRL = (*_OURS, "look_steps", "look_questions", "packing", *SETTINGS)
+# Settings of `train` that are slimdown's own, and not TRL's.
+_OURS = {"engine", "checkpoint_minutes", "stop_on_forgetting", "look_steps", "look_questions"}
 
 
 class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
@@ -173,20 +173,19 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         return Predictions(logits.flatten(0, 1), unmark_labels(target), find_marked(target))
 
 
-def _build_arguments(
-    config: RunConfig, folder: Path, *, is_padding_free: bool, use_cpu: bool
-) -> SFTConfig:
+def _build_arguments(model: Any, rows: TokenizedRows, config: RunConfig, folder: Path) -> SFTConfig:
     """Build TRL's arguments from the settings, and from what slimdown sets itself."""
     settings = asdict(config.train)
     settings |= settings.pop("args")  # further options of TRL's, which win over the settings
-    settings = {name: value for name, value in settings.items() if name not in _NOT_TRL}
+    # Packing and the settings of tokenizing have been used up already.
+    settings = {k: v for k, v in settings.items() if k not in {*_OURS, "packing", *SETTINGS}}
     settings["gradient_checkpointing"] = bool(settings["gradient_checkpointing"])
     if any(name.startswith("torch_compile") for name in settings):
         settings["tf32"] = False  # compiling would switch it on in the whole process
     arguments = SFTConfig(
         str(folder),
         **settings,
-        padding_free=is_padding_free,
+        padding_free=rows.is_padding_free,
         # "group_by_length" would begin each fifty steps with the longest rows.
         train_sampling_strategy="random",
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -194,11 +193,11 @@ def _build_arguments(
         data_seed=config.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,  # a diverged run must say so
-        include_num_input_tokens_seen="all" if is_padding_free else "non_padding",
+        include_num_input_tokens_seen="all" if rows.is_padding_free else "non_padding",
         report_to="none",
         save_total_limit=1,
         disable_tqdm=True,
-        use_cpu=use_cpu,
+        use_cpu=model.device.type == "cpu",
         router_aux_loss_coef=0.0,  # no loss that balances experts: Unsloth's would add it
         max_length=None,  # rows are cut already
         save_strategy="no",  # `TrainingCallback` asks for checkpoints
@@ -228,10 +227,7 @@ def build_trainer(
     Raises:
         ValueError: TRL or the Trainer refuses a setting; others of their errors are possible.
     """
-    use_cpu = model.device.type == "cpu"
-    arguments = _build_arguments(
-        config, folder, is_padding_free=rows.is_padding_free, use_cpu=use_cpu
-    )
+    arguments = _build_arguments(model, rows, config, folder)
     has_own_adapter = get_own_adapter(model) is not None
     if has_own_adapter:
         # The Trainer refuses a 4-bit model without an adapter. It does not know an adapter of
@@ -348,10 +344,9 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             )
 
         # Python lets only the main thread set handlers.
-        may_handle = threading.current_thread() is threading.main_thread()
-        signals = [signal.SIGINT, signal.SIGTERM]
-        if not may_handle or self.checkpoint_seconds == math.inf:
-            signals = []
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        writes_checkpoints = self.checkpoint_seconds != math.inf
+        signals = [signal.SIGINT, signal.SIGTERM] if is_main_thread and writes_checkpoints else []
         # The command line gives SIGTERM the handler of Ctrl-C. Others are somebody else's.
         handled = [n for n in signals if signal.getsignal(n) is signal.default_int_handler]
         try:

@@ -25,6 +25,12 @@ from slimdown.utils.errors import DataError, describe_error
 SETTINGS = ("max_length", "completion_only_loss", "assistant_only_loss")
 """The settings of `train` that are used up in tokenizing."""
 
+_WHOLE_CONVERSATIONS = (
+    "dataset.{datasets}: the model is trained on whole conversations, prompts included, because "
+    "neither its chat template nor TRL's template for its family marks the assistant's tokens. To "
+    "train on the answers alone, write rows with prompt and completion instead of messages"
+)
+
 
 @dataclass(frozen=True)
 class TokenizedRows:
@@ -95,12 +101,7 @@ def tokenize_rows(
             note += f"; {n_untrained:,} more have no token left to train on and are left out"
         notes.append(note)
     if unmasked and config.assistant_only_loss == "auto":
-        notes.append(
-            f"dataset.{', '.join(unmasked)}: the model is trained on whole conversations, prompts "
-            "included, because neither its chat template nor TRL's template for its family marks "
-            "the assistant's tokens. To train on the answers alone, write rows with prompt and "
-            "completion instead of messages"
-        )
+        notes.append(_WHOLE_CONVERSATIONS.format(datasets=", ".join(unmasked)))
     return TokenizedRows(train, validation, n_truncated, n_untrained, notes, n_added)
 
 
@@ -146,10 +147,9 @@ def _tokenize_part(
             ) from error
     columns = ["input_ids", "labels"]
     train = trainer.train_dataset.select_columns(columns)
-    validation = trainer.eval_dataset.select_columns(columns) if held_out else None
-    if not len(part.train):  # what was tokenized are the held-out rows
+    if not len(part.train):  # held-out rows have stood in
         train = train.select([])
-    return train, validation
+    return train, trainer.eval_dataset.select_columns(columns) if held_out else None
 
 
 def _choose_loss(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,8 +17,7 @@ from slimdown.utils.row_files import iter_records
 if TYPE_CHECKING:
     from slimdown.config.schema import RunConfig
 
-BATCH = 16
-"""How many rows are written at once."""
+_BATCH = 16  # rows that are written at once
 _LENGTH = Range("must be from 2 to 8,192", lambda n: 2 <= n <= 8192)  # a text, and its end
 
 
@@ -56,6 +56,15 @@ class WrittenRows(GeneralRows):
     def write_rows(self, base: Any, n_rows: int, config: "RunConfig") -> Iterator[dict[str, Any]]:
         """Let the base write `n_rows` rows, and yield those that can be trained on."""
         raise NotImplementedError(f"keep={self.name} writes no rows")
+
+    def list_batches(self, n_rows: int) -> Iterator[list[str]]:
+        """Yield `n_rows` texts of `read_prompts` in batches; they are repeated if there are fewer.
+
+        If there are none, the texts are empty.
+        """
+        texts = list(islice(cycle(self.read_prompts() or [""]), n_rows))
+        for begin in range(0, n_rows, _BATCH):
+            yield texts[begin : begin + _BATCH]
 
     def continue_texts(
         self, base: Any, texts: Sequence[Sequence[int]], ends: set[int]
@@ -135,22 +144,18 @@ class WrittenRows(GeneralRows):
         from slimdown.utils.distributed import broadcast_from_main, process_rank
 
         n_rows = count_added(len(rows.train), self.share)
-        is_main = process_rank() == 0
-        written = self._find_or_write_rows(base, n_rows, config) if is_main else []
+        written = self._obtain_rows(base, n_rows, config) if process_rank() == 0 else []
         written = broadcast_from_main(written)
         shown = "".join(json.dumps(row["shown"], ensure_ascii=False) + "\n" for row in written)
         columns = {name: [row[name] for row in written] for name in ("input_ids", "labels")}
         if self.weight:  # marked rows get the KL penalty
             columns["labels"] = [mark_labels(labels) for labels in columns["labels"]]
-        added = Dataset.from_dict(columns, rows.train.features)
-        train = concatenate_datasets([rows.train, added])
+        train = concatenate_datasets([rows.train, Dataset.from_dict(columns, rows.train.features)])
         note = f"keep={self.name}: {len(written):,} of {n_rows:,} rows that {base.id} wrote"
         note += f" have a token to train on and are mixed in{self.describe_written(written)}"
         return replace(rows, train=train, notes=[*rows.notes, note], written=shown)
 
-    def _find_or_write_rows(
-        self, base: Any, n_rows: int, config: "RunConfig"
-    ) -> list[dict[str, Any]]:
+    def _obtain_rows(self, base: Any, n_rows: int, config: "RunConfig") -> list[dict[str, Any]]:
         """Return the base's rows: from the cache if it wrote them before with these settings.
 
         Raises:

@@ -1,10 +1,11 @@
 """How many questions see how much: what is named is what the test needs."""
 
-from math import isnan
+from math import isnan, sqrt
 
 import numpy as np
 import pytest
 from builders import make_scores
+from scipy.stats import norm
 
 from bench.statistics import Kind, p_values
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
@@ -68,6 +69,19 @@ def test_so_many_questions_decide_four_times_in_five(lost: int, gained: int, n: 
     below = draw_p_values(needed, lost / n, gained / n, 0.02)[1]
     decided = (changed | (np.maximum(above, below) < 0.05)).mean()
     assert 0.74 <= decided <= 0.88
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), [(20, 7, 100), (8, 2, 200), (30, 20, 300)])
+def test_a_change_needs_as_many_questions_as_the_textbook_says(
+    lost: int, gained: int, n: int
+) -> None:
+    """The sample size of McNemar's test (Connor 1987), and the half answer that our test adds."""
+    change = (lost - gained) / n
+    flips = (lost + gained + 1) / (n + 1)  # with half of an answer of each kind
+    root = norm.isf(0.025) * sqrt(flips) + norm.isf(0.2) * sqrt(flips - change**2)
+    expected = (root / change) ** 2 + 2 * 0.5 / change
+    needed = n_to_decide(compare_counts(lost, gained, n), margin=0.0)  # so only a change decides
+    assert needed == pytest.approx(expected, rel=0.01)
 
 
 def test_fewer_questions_without_a_flip_never_promise_a_verdict_sooner() -> None:

@@ -80,10 +80,9 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         summary = json.loads(file.read_bytes())
         version = str(summary.get("schema_version"))
         if not _VERSION.fullmatch(version):
+            problem = f"has schema version {version:.40}; slimdown reads 0.3"
             advice = "convert the log again with a current every_eval_ever"
-            raise DataError(
-                f"{file} has schema version {version:.40}; slimdown reads 0.3: {advice}"
-            )
+            raise DataError(f"{file} {problem}: {advice}")
         if not summary.get("detailed_evaluation_results"):
             problem = "has no results of single questions (detailed_evaluation_results)"
             raise DataError(f"{file} {problem}; convert the log with --include_samples")
@@ -102,14 +101,9 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
             generation = results[0].get("generation_config") or {}  # alike in all of a benchmark
             limit = read_limit((generation.get("generation_args") or {}).get("max_tokens"))
             settings = {"generation": generation, "model_args": drop_free(arguments)}
-            task = LoggedTask(
-                file,
-                title,
-                made_by,
-                conditions=write_conditions("Every Eval Ever", title, settings),
-                answers=_read_answers(file, lines, results),
-                max_new_tokens=limit,
-            )
+            conditions = write_conditions("Every Eval Ever", title, settings)
+            answers = _read_answers(file, lines, results)
+            task = LoggedTask(file, title, made_by, conditions, answers, max_new_tokens=limit)
             yield _add_harness_facts(task, results) if _is_of_harness(lines) else task
 
 
@@ -118,14 +112,9 @@ def _add_harness_facts(task: LoggedTask, results: Sequence[Mapping[str, Any]]) -
     settings = known_benchmarks().get(task.title, BenchmarkConfig(task=task.title))
     details = (results[0].get("generation_config") or {}).get("additional_details") or {}
     shots = str(details.get("num_fewshot"))
-    return replace(
-        task,
-        settings=replace(settings, num_fewshot=int(shots) if shots.isdecimal() else None),
-        reported={
-            _name_harness_metric(result): float(result["score_details"]["score"])
-            for result in results
-        },
-    )
+    settings = replace(settings, num_fewshot=int(shots) if shots.isdecimal() else None)
+    reported = {_name_harness_metric(r): float(r["score_details"]["score"]) for r in results}
+    return replace(task, settings=settings, reported=reported)
 
 
 def _read_arguments(details: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,25 +147,21 @@ def _read_lines(file: Path, summary: Mapping[str, Any]) -> dict[str, list[dict[s
             raise DataError(f"{samples} {problem}")
     by_title: dict[str, list[dict[str, Any]]] = {}
     for number, line in read_table_rows(samples):
-        with explain_malformed(f"{samples}, line {number}, is no line of Every Eval Ever"):
+        place = f"{samples}, line {number}"
+        with explain_malformed(f"{place}, is no line of Every Eval Ever"):
             if line["evaluation_id"] != summary["evaluation_id"]:
-                raise DataError(
-                    f"{samples}, line {number}, belongs to {line['evaluation_id']!r:.80}"
-                )
+                raise DataError(f"{place}, belongs to {line['evaluation_id']!r:.80}")
             if line.get("error"):
                 problem = f"question {line['sample_id']!r:.80} ended in an error"
-                raise DataError(f"{samples}, line {number}: {problem}: {line['error']!s:.100}")
-            by_title.setdefault(_name_benchmark(line), []).append(line)
+                raise DataError(f"{place}: {problem}: {line['error']!s:.100}")
+            # The name ends in the filter of lm_eval, which is part of the metric's name instead.
+            filter_name = (line.get("metadata") or {}).get("filter")
+            title = str(line["evaluation_name"]).removesuffix(f"/{filter_name}")
+            by_title.setdefault(title, []).append(line)
     n_lines = sum(map(len, by_title.values()))
     if not n_lines or details.get("total_rows") not in (None, n_lines):
         raise DataError(f"{samples} has {n_lines} lines, {file.name} {details.get('total_rows')}")
     return by_title
-
-
-def _name_benchmark(line: Mapping[str, Any]) -> str:
-    """Name the benchmark: without the filter of lm_eval, which is part of the metric."""
-    metadata = line.get("metadata") or {}
-    return str(line["evaluation_name"]).removesuffix(f"/{metadata.get('filter')}")
 
 
 def _is_of_harness(lines: Sequence[Mapping[str, Any]]) -> bool:
@@ -186,7 +171,11 @@ def _is_of_harness(lines: Sequence[Mapping[str, Any]]) -> bool:
 def _find_results(
     results: Sequence[dict[str, Any]], lines: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Find the results that some lines belong to: by id, else by name, else all."""
+    """Return the results of an entry that some of its lines belong to, one for each metric.
+
+    Lines name their results by id. If no id fits, results of the same name are returned, or all
+    if there are none.
+    """
     ids = {line.get("evaluation_result_id") for line in lines} - {None}
     names = {line["evaluation_name"] for line in lines}
     by_id = [result for result in results if result.get("evaluation_result_id") in ids]
@@ -224,18 +213,20 @@ def _read_answers(
     Raises:
         DataError: A question is not as the schema has it.
     """
-    has_harness_metrics = _is_of_harness(lines)
+    has_harness_metrics = _is_of_harness(lines)  # then a line has the scores on all metrics
     name_result = _name_harness_metric if has_harness_metrics else _name_metric
     lower_is_better = [result for result in results if result["metric_config"]["lower_is_better"]]
     left_out = set(map(name_result, lower_is_better))
     results_by_id = {result.get("evaluation_result_id"): result for result in results}
-    by_question: dict[str, list[Mapping[str, Any]]] = {}
+    lines_by_question: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
-        by_question.setdefault(str(line["sample_id"]), []).append(line)
-    for question, own_lines in by_question.items():
+        lines_by_question.setdefault(str(line["sample_id"]), []).append(line)
+    for question, own_lines in lines_by_question.items():
         with explain_malformed(f"{file}: question {question!r:.80} is not as schema 0.3 has it"):
-            scores: dict[str, list[float]] = {}  # by metric, one for each time it was asked
-            answers: dict[str, str] = {}  # by metric, what was read from the first answer
+            # By metric: a score for each time the question was asked, and what was read from the
+            # first answer.
+            scores: dict[str, list[float]] = {}
+            answers: dict[str, str] = {}
             for line in own_lines:
                 if has_harness_metrics:
                     line_scores = _read_harness_scores(line)
@@ -245,6 +236,7 @@ def _read_answers(
                 for metric, score in line_scores.items():
                     scores.setdefault(metric, []).append(score)
                     answers.setdefault(metric, _read_extracted(line))
+            # A question counts once, so the scores of its repetitions are averaged.
             means = {metric: fmean(scores[metric]) for metric in scores if metric not in left_out}
             yield _read_question(own_lines[0], means, answers)
 

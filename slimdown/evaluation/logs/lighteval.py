@@ -53,9 +53,8 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     if not results_files:
         advice = "give the folder that lighteval's --output-dir named"
         raise DataError(f"{file}: there is no {name} in results/ beside details/; {advice}")
-    with logged_task.explain_malformed(
-        f"{results_files[0]} is no results file of lighteval, or was cut short"
-    ):
+    problem = f"{results_files[0]} is no results file of lighteval, or was cut short"
+    with logged_task.explain_malformed(problem):
         results = json.loads(results_files[0].read_bytes())
         general = results["config_general"]
         task = results["config_tasks"][title]
@@ -66,15 +65,7 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         model = logged_task.name_model(str(general["model_name"]), general["model_config"])
         made_by = {"model": model, "tool": tool, "backend": "lighteval"}
         conditions = logged_task.write_conditions("lighteval", title, settings | {"task": task})
-        # lighteval logs a metric with its settings, or by its name alone.
-        described = [metric for metric in task["metrics"] if isinstance(metric, dict)]
-        lower_is_better = [metric for metric in described if metric["higher_is_better"] is False]
-        left_out = [str(metric["metric_name"]) for metric in lower_is_better]
-        # `LoggedTask` takes a metric only if the mean of its scores is the reported one. No mean
-        # equals nan, so metrics of which less is better, and scores that are no number, drop out.
-        logged_scores = results["results"][title] | dict.fromkeys(left_out, nan)
-        scores = ((name_metric(key), parse_score(value)) for key, value in logged_scores.items())
-        reported = {key: nan if score is None else score for key, score in scores}
+        reported = _read_means(task, results["results"][title])
         max_new_tokens = logged_task.read_limit(limit)
     yield logged_task.LoggedTask(
         file,
@@ -86,6 +77,21 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         max_new_tokens=max_new_tokens,
         reported=reported,
     )
+
+
+def _read_means(task: Mapping[str, Any], logged_scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return the means that lighteval reports, by metric; nan for a metric to be left out.
+
+    `LoggedTask` takes a metric only if the mean of its scores is the reported one. No mean equals
+    nan, so metrics of which less is better, and scores that are no number, are left out.
+    """
+    # lighteval logs a metric with its settings, or by its name alone.
+    described = [metric for metric in task["metrics"] if isinstance(metric, dict)]
+    lower_is_better = [metric for metric in described if metric["higher_is_better"] is False]
+    left_out = [str(metric["metric_name"]) for metric in lower_is_better]
+    scores = {**logged_scores, **dict.fromkeys(left_out, nan)}
+    means = {name_metric(key): parse_score(value) for key, value in scores.items()}
+    return {key: nan if mean is None else mean for key, mean in means.items()}
 
 
 def _read_answers(file: Path) -> Iterator[logged_task.LoggedAnswer]:

@@ -155,11 +155,11 @@ class _HarnessTask(LoggedTask):
             # whatever the weights are, and does not tell whether they are right.
             return usable if set(usable) - {CHOICE_PROBABILITY} else []
 
-        # The harness weighs a group's tasks by their questions, or equally. The results file does
-        # not say how, but only one way gives its score.
-        task_weights: dict[str, float] | None = None  # by their questions
+        # The harness weighs a group's tasks by their numbers of questions, or equally. The results
+        # file does not say how, but only one way gives its score. So both are tried.
+        task_weights: dict[str, float] | None = None  # None: by their numbers of questions
         metrics = find_metrics(task_weights)
-        if not metrics:
+        if not metrics:  # then each task counts equally
             task_weights = dict.fromkeys(subtasks, 1 / len(subtasks))
             metrics = find_metrics(task_weights)
         return LoggedAnswers(
@@ -230,7 +230,7 @@ def _list_benchmarks(results: dict[str, Any]) -> Iterator[str]:
     inner = {child for children in groups.values() for child in children}
     names = [name for name in dict.fromkeys((*results["results"], *groups)) if name not in inner]
     listed = set(names)
-    for name in names:
+    for name in names:  # `names` grows in this loop: what is added is looked at, too
         if groups.get(name) and not any(_list_metrics(name, results)):
             names += [child for child in groups[name] if child not in listed]  # each by itself
             listed.update(groups[name])
@@ -276,13 +276,10 @@ def _list_usable(
         if better.get(Metric(key).name) is not False
         and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
     ]
-
-    def rank(key: str) -> tuple[bool, int]:
-        name = Metric(key).name
-        place = [*better, name].index(name)  # the last one if the task does not list it
-        return key not in reported, place
-
-    return sorted(usable, key=rank)
+    places = {name: place for place, name in enumerate(better)}
+    # A metric that the task does not list comes last.
+    usable.sort(key=lambda key: places.get(Metric(key).name, len(places)))
+    return sorted(usable, key=lambda key: key not in reported)  # the reported ones come first
 
 
 @cache

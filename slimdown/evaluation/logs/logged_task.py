@@ -103,7 +103,8 @@ class LoggedAnswers:
             seconds: How long the questions took.
         """
         settings = self.settings
-        # The chance that the settings name belongs to the metric that they name.
+        # The settings may name a metric, and what guessing scores on it. On another metric, that
+        # chance does not hold.
         known_chance = settings.chance if settings.metric == metric else None
         benchmark = ResolvedBenchmark.of(
             settings, metric=metric, chance=known_chance or 0.0, role=role or settings.role
@@ -124,7 +125,7 @@ class LoggedAnswers:
         is_right_or_wrong = metric == CHOICE_PROBABILITY or all(
             sample.scores[metric] in (0, 1) for sample in self.samples
         )
-        is_known = is_right_or_wrong and all(self.chances)
+        is_known = is_right_or_wrong and all(self.chances)  # a chance of 0 is not known
         return evaluation.average(self.chances).value if is_known else 0.0
 
 
@@ -166,18 +167,16 @@ class LoggedTask:
         if not logged.metrics:
             return None
         if metric and metric not in logged.metrics:
-            raise ConfigError(
-                f"{name}={metric}: no such score{nearest(metric, list(logged.metrics))}; to be "
-                "compared, it must be a mean of scores from 0 to 1 of which more is better"
-            )
+            similar = nearest(metric, list(logged.metrics))
+            demand = "it must be a mean of scores from 0 to 1 of which more is better"
+            raise ConfigError(f"{name}={metric}: no such score{similar}; to be compared, {demand}")
         primary = metric or logged.choose_metric()
         for sample, question in zip(logged.samples, logged.questions, strict=True):
             if not 0 <= sample.scores.get(primary, nan) <= 1:
-                raise DataError(
-                    f"{self.file}: {self.title}: question {question} has {primary}="
-                    f"{sample.scores.get(primary)}; a number from 0 to 1 must stand there; it has "
-                    f"{', '.join(logged.metrics)}"
-                )
+                problem = f"question {question} has {primary}={sample.scores.get(primary)}"
+                demand = "a number from 0 to 1 must stand there"
+                has = ", ".join(logged.metrics)
+                raise DataError(f"{self.file}: {self.title}: {problem}; {demand}; it has {has}")
         evaluation = logged.summarize(primary, role, self.seconds)
         if problem := check_evaluation(evaluation):
             raise DataError(f"{self.file}: {name} is odd, {problem}")
@@ -204,9 +203,9 @@ class LoggedTask:
             if counts[question] > 1:
                 raise DataError(f"{place}: question {question!r} stands there twice; keep one")
         numbers = _number_questions(counts)
-        # Of each question: the sample, the id as messages quote it, and what guessing scores.
-        read_questions: list[tuple[Sample, str, float]] = []
-        for question, chance, fields in answers:
+        answers.sort(key=lambda answer: numbers[answer[0]])
+        samples = []
+        for question, _, fields in answers:
             document = fields.pop("document", {})  # `Sample` does not have it
             prompt_hash = hash_json(fields["prompt"])
             # What a log may leave out; its own fields replace it.
@@ -215,17 +214,15 @@ class LoggedTask:
             defaults["answers"] = dict.fromkeys(fields["scores"], fields["response"])
             facts = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
             facts["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
-            read_questions.append((Sample(**defaults | fields | facts), repr(question), chance))
-        read_questions.sort(key=lambda question: question[0].doc_id)
-        samples, questions, chances = zip(*read_questions, strict=True)
+            samples.append(Sample(**defaults | fields | facts))
         if self.reported:  # a metric whose mean is not the reported one is no mean of scores
             metrics = [metric for metric in metrics if self._is_mean(metric, samples)]
             metrics.sort(key=lambda metric: metric not in self.reported)  # the reported ones first
         return LoggedAnswers(
             samples=samples,
-            questions=questions,
+            questions=[repr(question) for question, _, _ in answers],
             metrics=metrics,
-            chances=chances,
+            chances=[chance for _, chance, _ in answers],
             settings=replace(self.settings or BenchmarkConfig(task=self.title), cluster=cluster),
             n_reported=sum(metric in self.reported for metric in metrics) or None,
             task_version=self.task_version,

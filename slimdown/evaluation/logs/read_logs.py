@@ -164,22 +164,22 @@ def _open_newest(
     kind, files = find_logs(folder)
     open_logs = list_readers()[kind].open_logs
     if kind == "tables" and not folder.is_dir():
-        # This function reads one model; the other one's table may have another file name. As their
-        # benchmark, both get the same.
+        # Without this title, a table's benchmark would be named after its file. The tables of two
+        # models have different names, and their benchmark must have the same one.
         open_logs = partial(score_tables.open_logs, title="scores")
     logs = [log for file in files for log in open_logs(file)]
     # The oldest come first in `logs`, so a newer log replaces an older one of the same benchmark.
     newest = {name_benchmark(log.title): log for log in logs}
     used = [log for log in logs if newest[name_benchmark(log.title)] is log]
-    has_replaced = len(used) < len(logs)
-    if has_replaced and kind == "tables":  # nothing says which table is newer
+    has_older = len(used) < len(logs)
+    if has_older and kind == "tables":  # nothing says which table is newer
         names = ", ".join(newest)
         problem = "two of the tables' benchmarks have one name, in letters, digits, _ and -"
         raise DataError(f"{folder}: {problem} ({names}); rename one, or give one table")
     # lm_eval makes a folder for each model, so its older logs may have had other settings. In the
     # folder of another tool, a log with other settings may be that of another model.
     _check_made_alike(folder, used if kind == "lm_eval" else logs)
-    if has_replaced:
+    if has_older:
         read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
         on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
     return newest, used

@@ -5,7 +5,7 @@ Optional are `prompt`, `answer`, `target`, `benchmark` and `category` (or `subje
 called `scores`, so that base.csv and tuned.csv are of one benchmark.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,23 @@ def find_files(path: Path) -> list[Path]:
     return [file for file in files if file.suffix.lower() in endings and file.is_file()]
 
 
+def _read_score(row: Mapping[str, Any], place: str) -> float:
+    """Return the score of a row, and check that the row also has an id.
+
+    Raises:
+        DataError: The row has no id, or no score from 0 to 1. The message begins with `place`.
+    """
+    if missing := [name for name in ("id", "score") if row.get(name) in (None, "")]:
+        columns = ", ".join(map(str, row))
+        advice = "; a comma must stand between columns" if ";" in columns else ""
+        problem = f"no {' and no '.join(missing)}; it has {columns or 'nothing'}{advice}"
+        raise DataError(f"{place} has {problem}")
+    score = parse_score(row["score"])
+    if score is None or not 0 <= score <= 1:
+        raise DataError(f"{place}: score {row['score']!r:.40} is no number from 0 to 1")
+    return score
+
+
 def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
     """Yield the benchmarks of a table.
 
@@ -44,15 +61,7 @@ def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
     """
     tasks: dict[str, list[LoggedAnswer]] = {}  # by benchmark; "" if a row names none
     for number, row in read_table_rows(file):
-        if missing := [name for name in ("id", "score") if row.get(name) in (None, "")]:
-            columns = ", ".join(map(str, row))
-            advice = "; a comma must stand between columns" if ";" in columns else ""
-            problem = f"no {' and no '.join(missing)}; it has {columns or 'nothing'}{advice}"
-            raise DataError(f"{file}: row {number} has {problem}")
-        score = parse_score(row["score"])
-        if score is None or not 0 <= score <= 1:
-            problem = f"score {row['score']!r:.40} is no number from 0 to 1"
-            raise DataError(f"{file}: row {number}: {problem}")
+        score = _read_score(row, f"{file}: row {number}")
         fields: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
         benchmark = str(row.get("benchmark") or "")
         if not fields["prompt"]:

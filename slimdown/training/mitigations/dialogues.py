@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from slimdown.scoring.refusal import read_refusal
 from slimdown.training.labels import IGNORED
-from slimdown.training.written_rows import BATCH, WrittenRows, find_ends, fixed_draws, read_prompts
+from slimdown.training.written_rows import WrittenRows, find_ends, fixed_draws, read_prompts
 from slimdown.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ class Dialogues(WrittenRows):
         try:
             split_user_turn(tokenizer)
         except DataError as error:
-            problem = f"keep={self.name}: {error}; keep=self_replay needs none"
-            raise ModelError(problem) from None
+            raise ModelError(f"keep={self.name}: {error}; keep=self_replay needs none") from None
         return self
 
     def list_files(self) -> dict[str, Path]:
@@ -90,9 +89,7 @@ class Dialogues(WrittenRows):
             The tokens of a row and their labels, as `input_ids` and `labels`; and `shown`: what the
             user may read of it, and whether the answer was cut.
         """
-        tokenizer = base.tokenizer
-        longest = config.train.max_length
-        messages = self.read_prompts()
+        tokenizer, longest = base.tokenizer, config.train.max_length
         template_args, _, after = _open_turn(tokenizer, config)
         # What the template writes after a message begins with a mark such as <|im_end|>. If it is a
         # token of its own, it ends an answer as well.
@@ -100,21 +97,17 @@ class Dialogues(WrittenRows):
         special_tokens = {*tokenizer.get_added_vocab().values()}
         ends = find_ends(base) | ({*mark} & special_tokens)
         with fixed_draws(base.model):
-            for begin in range(0, n_rows, BATCH):
-                chosen: list[str] = []  # the messages that fit, in the order of `prompts`
-                prompts: list[list[int]] = []
-                for number in range(begin, min(begin + BATCH, n_rows)):
-                    message = messages[number % len(messages)]
-                    prompt = _encode_message(tokenizer, message, template_args)
-                    if len(prompt) < longest:
-                        chosen.append(message)
-                        prompts.append(prompt)
-                if not prompts:
+            for messages in self.list_batches(n_rows):
+                encoded = [(m, _encode_message(tokenizer, m, template_args)) for m in messages]
+                fitting = [
+                    (message, prompt) for message, prompt in encoded if len(prompt) < longest
+                ]
+                if not fitting:  # the base answers at least one prompt at once
                     continue
-                answers = self.continue_texts(base, prompts, ends)
-                for message, prompt, answer in zip(chosen, prompts, answers, strict=True):
+                answers = self.continue_texts(base, [prompt for _, prompt in fitting], ends)
+                for (message, prompt), answer in zip(fitting, answers, strict=True):
                     text = tokenizer.decode(answer, skip_special_tokens=True).strip()
-                    if not text:
+                    if not text:  # an empty answer gives no row
                         continue
                     turns = [_say("user", message), _say("assistant", text)]
                     is_cut = answer[-1] not in ends or len(prompt + answer) > longest

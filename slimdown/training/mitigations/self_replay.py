@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slimdown.training.labels import IGNORED
-from slimdown.training.written_rows import BATCH, WrittenRows, find_ends, find_start, fixed_draws
+from slimdown.training.written_rows import WrittenRows, find_ends, find_start, fixed_draws
 
 if TYPE_CHECKING:
     from slimdown.config.schema import RunConfig
@@ -30,22 +30,17 @@ class SelfReplay(WrittenRows):
             whose text leaves room for it in `train.max_length`. A row has its tokens and their
             labels, as `input_ids` and `labels`, and its text in `shown`.
         """
-        tokenizer = base.tokenizer
-        longest = config.train.max_length
-        ends = find_ends(base)
-        prompts = self.read_prompts() or [""]  # an empty text becomes the start token
-        start = find_start(tokenizer)
+        tokenizer, longest = base.tokenizer, config.train.max_length
+        ends, start = find_ends(base), find_start(tokenizer)
         with fixed_draws(base.model):
-            for begin in range(0, n_rows, BATCH):
-                numbers = range(begin, min(begin + BATCH, n_rows))
-                texts = [prompts[i % len(prompts)] for i in numbers]
+            for texts in self.list_batches(n_rows):
+                # An empty text becomes the start token.
                 encoded = [tokenizer(text).input_ids[:longest] or [start] for text in texts]
                 continuations = self.continue_texts(base, encoded, ends)
                 for ids, written in zip(encoded, continuations, strict=True):
-                    is_end_alone = len(written) <= 1
-                    if is_end_alone or len(ids) >= longest:
-                        continue
-                    row = (ids + written)[:longest]
-                    labels = ([IGNORED] * len(ids) + written)[:longest]
-                    shown = {"text": tokenizer.decode(row, skip_special_tokens=True)}
-                    yield {"input_ids": row, "labels": labels, "shown": shown}
+                    has_room = len(ids) < longest
+                    if has_room and len(written) > 1:  # a single token would be the end alone
+                        row = (ids + written)[:longest]
+                        labels = ([IGNORED] * len(ids) + written)[:longest]
+                        shown = {"text": tokenizer.decode(row, skip_special_tokens=True)}
+                        yield {"input_ids": row, "labels": labels, "shown": shown}
