@@ -201,12 +201,8 @@ def _pair_values(values: Sequence[str], reference: str | None) -> list[tuple[str
 
 def _list_claimed_columns(rows: Iterable[Configuration]) -> dict[str, list[str]]:
     """List the columns of rows about which a claim may be made, see `list_columns`."""
-    found = {
-        name: change for row in rows for run in row.runs for name, change in run.changes.items()
-    }
-    return list_columns(
-        {n: change for n, change in found.items() if change.role is not Role.watched}
-    )
+    changes = dict(pair for row in rows for run in row.runs for pair in run.changes.items())
+    return list_columns({n: c for n, c in changes.items() if c.role is not Role.watched})
 
 
 def _group_by_questions(

@@ -238,9 +238,7 @@ def list_columns(changes: Mapping[str, BenchmarkChange]) -> dict[str, list[str]]
 
 def _list_averaged(changes: Mapping[str, BenchmarkChange], role: Role) -> list[str]:
     """List the benchmarks of a role whose changes have a mean, measured or not."""
-    return list_comparable(
-        {n: change.metric for n, change in changes.items() if change.role is role}
-    )
+    return list_comparable({n: c.metric for n, c in changes.items() if c.role is role})
 
 
 def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:
@@ -407,8 +405,7 @@ def check_prompts(runs: Sequence[RunRecord]) -> None:
     for key in sorted(key for key in keys if "." in key):
         name = key.partition(".")[0]
         conditions = [f.conditions for f in all_findings if name in f.benchmarks]
-        differing = _describe_differing(values.get(key, "not set") for values in conditions)
-        if differing:
+        if differing := _describe_differing(c.get(key, "not set") for c in conditions):
             raise ConfigError(
                 f"{name} was not asked in the same way in all runs ({key} is {differing}); choose "
                 "runs that were asked in the same way, by their names, --sweep or --filter"

@@ -28,7 +28,7 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
         ConfigError: The runs have no such benchmark or setting.
     """
     name = key.removeprefix("-")
-    settings = {name for row in comparison.rows for name in row.settings}
+    settings = {setting for row in comparison.rows for setting in row.settings}
     sortable = {LEARNED, KEPT, *comparison.benchmarks, *settings}
     if name not in sortable:
         advice = nearest(name, sorted(sortable))

@@ -173,12 +173,9 @@ def _decide_cells(
         tests: The tests of those cells that have one.
     """
     judged = [cell for cell in tests if not cell.is_watched]
-    n_with_verdict = len([cell for cell in cells if not cell.is_watched])
-    decided = decide_verdicts(
-        [tests[cell] for cell in judged],
-        [cell.margin for cell in judged],
-        n_unknown=n_with_verdict - len(judged),
-    )
+    n_untested = sum(not cell.is_watched for cell in cells) - len(judged)
+    margins = [cell.margin for cell in judged]
+    decided = decide_verdicts([tests[cell] for cell in judged], margins, n_unknown=n_untested)
     decisions = dict(zip(judged, decided, strict=True))
     for cell, test in tests.items():
         if cell.is_watched:

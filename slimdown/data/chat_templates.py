@@ -65,8 +65,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any)
     except DataError:  # `limit_time` has ended the rendering, and says so
         raise
     except Exception as error:  # the template is its publisher's program, and may raise anything
-        reason = f"the chat template of the tokenizer fails ({describe_error(error)})"
-        raise DataError(reason) from None
+        raise DataError(f"{RENDERING} fails ({describe_error(error)})") from None
 
 
 def check_chat_template(
@@ -213,8 +212,7 @@ def choose_prompts(
         evaluation = replace(evaluation, apply_chat_template=False)
     if evaluation.apply_chat_template is False:
         note = "Prompts do not use the chat template; evaluation.apply_chat_template=true does."
-        notes = [note] if tokenizer.chat_template else []
-        return evaluation, notes
+        return evaluation, [note] if tokenizer.chat_template else []
     read_template_args(tokenizer, evaluation)  # raises if the template does not take the settings
     notes = []
     if evaluation.apply_chat_template == "auto":

@@ -280,11 +280,13 @@ class _Search:
         rows = self._rows_by_question.get(number, {})
         # Without its answer a question stands only if it says enough and is no common phrase.
         is_self_contained = len(texts) == 1 and len(texts[0]) >= _SELF_CONTAINED_WORDS
-        is_enough = is_self_contained and _is_rare(rows)
-        return next(iter(rows.values()), None) if is_enough else None
+        return next(iter(rows.values()), None) if is_self_contained and _is_rare(rows) else None
 
     def _find_longest_run(self, words: list[str]) -> tuple[list[str], _Place] | None:
-        """Return the longest run of the row that shares most rare phrases, and that row."""
+        """Return the longest run of words that stands in one row, and that row.
+
+        The row is the one that shares most of the text's rare phrases. None if no row shares any.
+        """
         if len(words) < PHRASE_WORDS:
             return None
         holders = [self._rows_by_phrase.get(phrase, {}) for phrase in _digest_phrases(words)]

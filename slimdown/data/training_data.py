@@ -123,7 +123,7 @@ def load_training_data(
         parts.append(part)
         notes += part_notes
     weights = [part.weight for part in parts]
-    is_mixed = None not in weights
+    is_mixed = None not in weights  # all datasets have a weight, or none has
     if is_mixed:
         parts = _draw_parts(parts, seed)
     if keep:

@@ -41,8 +41,7 @@ def _is_long(sentence: str) -> bool:
 
 
 def _identify(text: str) -> str:
-    code: str = _load_identifier().classify(text)[0]
-    return code
+    return str(_load_identifier().classify(text)[0])
 
 
 @cache

@@ -226,7 +226,7 @@ def _check_turns(messages: list[Any]) -> None:
     for number, turn in enumerate(messages, start=1):
         fields = turn if isinstance(turn, dict) else {}
         role, content = map(fields.get, ("role", "content"))
-        allowed = ("user", "assistant", *(["system"] if number == 1 else []))
+        allowed = ["user", "assistant"] + (["system"] if number == 1 else [])
         if role not in allowed or not isinstance(content, str) or not to_text(content):
             wanted = f"must have a role of {', '.join(allowed)}, and a text in content"
             raise DataError(f"message {number} {wanted}, got {turn!r}"[:200])

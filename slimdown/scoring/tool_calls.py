@@ -103,19 +103,22 @@ def write_call(call: Any) -> str:
             `parameters`, or arguments that are no object.
         ValueError: It has half of a surrogate pair, which no file can hold.
     """
-    function = call.get("function", call) if isinstance(call, dict) else None
-    has_two_names = isinstance(call, dict) and {"function", "name"} <= call.keys()
-    call = function if isinstance(function, dict) else {}
-    has_two_arguments = {"arguments", "parameters"} <= call.keys()
-    name = call.get("name")
-    values = call.get("arguments", call.get("parameters", {}))
-    with suppress(ValueError, RecursionError):
-        if isinstance(values, str):  # JSON in a text, as OpenAI writes arguments
-            values = STRICT_DECODER.decode(values)
-    is_double = has_two_names or has_two_arguments
-    if is_double or not isinstance(name, str) or not name or not isinstance(values, dict):
+    fields = call if isinstance(call, dict) else {}
+    function = fields.get("function", fields)
+    if not isinstance(function, dict):
+        function = {}  # has no name, so it is refused below
+    name = function.get("name")
+    arguments = function.get("arguments", function.get("parameters", {}))
+    with suppress(ValueError, RecursionError):  # a text that is no JSON is refused below
+        if isinstance(arguments, str):  # JSON in a text, as OpenAI writes arguments
+            arguments = STRICT_DECODER.decode(arguments)
+    is_double = {"function", "name"} <= fields.keys() or {
+        "arguments",
+        "parameters",
+    } <= function.keys()
+    if is_double or not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
-    text = json.dumps({"name": name, "arguments": values}, ensure_ascii=False, sort_keys=True)
+    text = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, sort_keys=True)
     text.encode()  # raises the ValueError
     # Texts are matched first, and stay; numbers lose their ".0".
     return re.sub(r'("[^"\\]*(?:\\.[^"\\]*)*")|(\d)\.0(?=[,}\]])', r"\1\2", text)
@@ -298,9 +301,7 @@ def _write_token(token: re.Match[str]) -> str:
     if token["string"]:
         # JSON escapes only the double quotation mark, and Python may escape both.
         quotes = {"\\'": "'", '"': '\\"'}
-        text = re.sub(
-            r'\\.|"', lambda sign: quotes.get(sign[0], sign[0]), token[0][1:-1], flags=re.S
-        )
+        text = re.sub(r'(?s)\\.|"', lambda sign: quotes.get(sign[0], sign[0]), token[0][1:-1])
         return f'"{text}"'
     if token["torn"]:
         raise ValueError("a text does not end")
