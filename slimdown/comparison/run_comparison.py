@@ -17,7 +17,7 @@ import numpy as np
 
 from slimdown.comparison.run_records import KEPT, LEARNED, RunRecord
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY, Role
-from slimdown.config.schema import TRAINING
+from slimdown.config.fields import TRAINING
 from slimdown.judging.findings import BenchmarkChange
 from slimdown.judging.verdicts import Verdict, list_comparable
 from slimdown.stats.seeds import SeedAnswers, SeedMean, split_noise

@@ -57,6 +57,8 @@ NONNEGATIVE = Range("must not be negative", lambda x: x >= 0)
 SHARE = Range("must be from 0 to below 1", lambda x: 0 <= x < 1)
 LOSS = Range("must be from 0 to below 1 (0.03 is three points)", SHARE.holds)
 FILE = Range("must be a file that exists", lambda path: isfile(expanduser(path)))
+TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
+"""The sections that a training reads; with `tuned` they are idle."""
 FILLED = Range("must not be empty", str.strip)
 FILLED_LIST = Range("must name something", lambda texts: texts and all(map(str.strip, texts)))
 SEED = Range("must be a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 from slimdown.config.benchmark_config import Role, Until
 from slimdown.config.engines import BACKENDS, ENGINES, Backend
+from slimdown.config.fields import TRAINING
 from slimdown.config.methods import list_all_methods
 from slimdown.config.mitigation import list_mitigations
 from slimdown.config.paths import list_group_choices
-from slimdown.config.schema import TRAINING, RunConfig, ServedConfig
+from slimdown.config.schema import RunConfig, ServedConfig
 from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import redact_uri
 

@@ -20,16 +20,23 @@ from slimdown import pocket
 from slimdown.config.benchmark_config import BenchmarkConfig, Until
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
 from slimdown.config.engines import ENGINES, Backend, Engine
-from slimdown.config.fields import COUNT, FILLED, NONNEGATIVE, POSITIVE, SEED, SHARE, Range, setting
+from slimdown.config.fields import (
+    COUNT,
+    FILLED,
+    NONNEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    TRAINING,
+    Range,
+    setting,
+)
 from slimdown.config.methods import MethodConfig
 from slimdown.config.mitigation import Mitigation
 from slimdown.config.search_config import SearchConfig
 from slimdown.config.tracking_config import TrackingConfig
 from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_file, hash_folder, hash_json
-
-TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
-"""The sections that a training reads; with `tuned` they are idle."""
 
 _FOLDER = Range("must be a folder that exists", os.path.isdir)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
