@@ -73,12 +73,10 @@ class CommandParser(argparse.ArgumentParser):
         text = "default: the format that the ending of --output means, or table"
         self._formats = FORMATS | more
         self.add_argument("--format", choices=self._formats, help=text)
-        self.add_argument(
-            "-o", "--output", type=Path, metavar="FILE", help="write the result to this file"
-        )
-        self.add_argument(
-            "--all", action="store_true", help="show every metric, column and sentence"
-        )
+        output_help = "write the result to this file"
+        self.add_argument("-o", "--output", type=Path, metavar="FILE", help=output_help)
+        all_help = "show every metric, column and sentence"
+        self.add_argument("--all", action="store_true", help=all_help)
 
     def add_text(self, name: str, metavar: str, text: str, *, default: str | None = "") -> None:
         """Add an option that takes a text."""

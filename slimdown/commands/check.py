@@ -157,14 +157,12 @@ class _Case:
         served = run_reader.read_served(store, self.run, tuned)
         if served is None:
             return self
+        note = f"The model is judged as it is served: {'; '.join(self.findings.serving)}."
         return replace(
             self,
             findings=judge(base, served, same_prompts=False),
             read_answers=lambda: (base, served),
-            notes=(
-                *self.notes,
-                f"The model is judged as it is served: {'; '.join(self.findings.serving)}.",
-            ),
+            notes=(*self.notes, note),
             is_served=True,
         )
 

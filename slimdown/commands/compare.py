@@ -389,14 +389,14 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
         return list(chosen.values()), f"{len(chosen)} chosen runs", []
     runs, source, notes = _find_finished(options)
     sweeps = _count_by_sweep(runs)
+    # A sweep of a single run leaves nothing to compare, so it does not count here.
     newest_sweep = next((name for name in sweeps if sweeps[name] > 1 and name != _NO_SWEEP), "")
-    has_newest_run = bool(newest_sweep) and runs[0].tags.get(Tag.sweep) == newest_sweep
-    is_default = has_newest_run and not (options.experiment or options.sort)
-    takes_newest = (options.by or is_default) and not (options.sweep or options.filter)
-    if newest_sweep and takes_newest:
-        # Runs of other sweeps may differ in more than the varied settings.
-        runs = [run for run in runs if run.tags.get(Tag.sweep) == newest_sweep]
-        source = f"the newest sweep, {newest_sweep}"
+    if newest_sweep and not (options.sweep or options.filter):
+        has_newest_run = runs[0].tags.get(Tag.sweep) == newest_sweep
+        if options.by or (has_newest_run and not (options.experiment or options.sort)):
+            # Runs of other sweeps may differ in more than the varied settings.
+            runs = [run for run in runs if run.tags.get(Tag.sweep) == newest_sweep]
+            source = f"the newest sweep, {newest_sweep}"
     if not options.sweep and (len(sweeps) > 1 or _NO_SWEEP not in sweeps):
         notes.append(_describe_sweeps(sweeps))
     return runs, f"{pluralize(len(runs), 'finished run')} of {source}", notes
@@ -423,7 +423,8 @@ def _find_finished(options: argparse.Namespace) -> tuple[list[RunRecord], str, l
     """Find the finished runs of experiments, a sweep, or a filter.
 
     Returns:
-        The runs, where they come from, and a note if unfinished ones are left out.
+        The runs, newest first; where they come from, in words; and a list with one note if
+        unfinished runs are left out, otherwise empty.
 
     Raises:
         TrackingError: There are none.
@@ -435,8 +436,9 @@ def _find_finished(options: argparse.Namespace) -> tuple[list[RunRecord], str, l
     finished = [run for run in runs if run.findings]
     states = Counter(run.status.lower() for run in runs if not run.findings)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
-    limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
-    source = ", ".join(f"{key} {text}" for key, text in limits.items() if text)
+    # What the user chose the runs by, for messages: "sweep s, experiment a".
+    chosen = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
+    source = ", ".join(f"{name} {text}" for name, text in chosen.items() if text)
     if not finished:
         reason = f"left out: {left_out}" if left_out else "make one with slimdown run"
         uri = redact_uri(options.tracking.uri)

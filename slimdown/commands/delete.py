@@ -43,10 +43,8 @@ def _delete(options: argparse.Namespace) -> int:
     runs = {run.run_id: run for run in named}.values()  # each one once
     plans = [plan_deletion(options.tracking, run) for run in runs]
     for plan in plans:
-        made = pluralize(len(plan.model_ids), "model")
-        show_line(
-            f"{plan.run.run_id[:8]} {plan.run.name}: {made}, {format_bytes(plan.n_bytes)} of files"
-        )
+        size = f"{pluralize(len(plan.model_ids), 'model')}, {format_bytes(plan.n_bytes)} of files"
+        show_line(f"{plan.run.run_id[:8]} {plan.run.name}: {size}")
         for folder in plan.folders:
             show_line(f"  {shorten_path(str(folder))}")
     if not options.yes:
@@ -56,7 +54,6 @@ def _delete(options: argparse.Namespace) -> int:
         delete_run(options.tracking, plan)
         show_line(f"deleted: {plan.run.run_id[:8]} {plan.run.name}")
     if any(plan.is_remote for plan in plans):
-        show_line(
-            "Files in other places, such as on a server, remain until its owner runs mlflow gc."
-        )
+        advice = "remain until its owner runs mlflow gc."
+        show_line(f"Files in other places, such as on a server, {advice}")
     return 0

@@ -32,9 +32,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help=arguments.RUN_HELP)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a new folder, or an empty one")
     options = parser.parse(argv)
-    return arguments.run_command(
-        lambda: _export(options), "This run cannot be exported:", error_code=1
-    )
+    refusal = "This run cannot be exported:"
+    return arguments.run_command(lambda: _export(options), refusal, error_code=1)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -42,9 +42,8 @@ def main(argv: list[str]) -> int:
     )
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help=text)
     options = parser.parse(argv)
-    return arguments.run_command(
-        lambda: _merge(options), "This run cannot be merged:", error_code=1
-    )
+    refusal = "This run cannot be merged:"
+    return arguments.run_command(lambda: _merge(options), refusal, error_code=1)
 
 
 def _merge(options: argparse.Namespace) -> int:

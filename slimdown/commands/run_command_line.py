@@ -124,9 +124,8 @@ def _ask_hydra(arguments: list[str]) -> int:
     """
 
     def refuse_run(_: DictConfig) -> None:
-        raise ConfigError(
-            f"slimdown knows no run with {' '.join(arguments)}; see slimdown run --help"
-        )
+        shown = " ".join(arguments)
+        raise ConfigError(f"slimdown knows no run with {shown}; see slimdown run --help")
 
     if any(argument.startswith("--e") for argument in arguments):  # it can be abbreviated
         problem = "--experimental-rerun reads a pickle, which can run code"

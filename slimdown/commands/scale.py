@@ -79,12 +79,10 @@ def main(argv: list[str]) -> int:
     parser.add_output()
     options = parser.parse(name_budgets(argv))
     if options.save and not options.max_loss:
-        parser.error(
-            "--save writes the scale that --max-loss chooses; add --max-loss, such as 0.02"
-        )
-    return arguments.run_command(
-        lambda: _scale(options), "This run cannot be scaled:", error_code=3
-    )
+        advice = "add --max-loss, such as 0.02"
+        parser.error(f"--save writes the scale that --max-loss chooses; {advice}")
+    refusal = "This run cannot be scaled:"
+    return arguments.run_command(lambda: _scale(options), refusal, error_code=3)
 
 
 def _scale(options: argparse.Namespace) -> int:
@@ -313,7 +311,7 @@ def read_scales(text: str) -> list[float]:
         scales = sorted({float(part) for part in text.split(",")})
     except ValueError:
         scales = []
-    is_readable = bool(scales) and all(0 <= scale <= _LARGEST for scale in scales)
-    if not (is_readable and scales[-1] > 0):
+    are_in_range = all(0 <= scale <= _LARGEST for scale in scales)  # false for nan, too
+    if not are_in_range or not any(scales):  # no number was read, or 0 alone
         raise ConfigError(f"--scales {text}: give numbers from 0 to {_LARGEST:g}, such as 0.25,0.5")
     return [scale for scale in scales if scale]

@@ -84,15 +84,18 @@ def _list_runs(options: argparse.Namespace) -> int:
     Raises:
         TrackingError: No run fits the options, or the store cannot be read.
     """
-    n_rows = options.rows if options.format in (None, "table") else 0  # 0: all
+    # Programs read the other formats, so these hold all runs. 0 stands for all.
+    n_rows = options.rows if options.format in (None, "table") else 0
     find = partial(run_reader.find_runs, options.tracking, options.experiment, options.sweep)
     running = find(filter_string="attributes.status = 'RUNNING'")
     n_read = n_rows + 1 if n_rows else 0  # one more, to see whether there are more
     ended = find(filter_string="attributes.status != 'RUNNING'", n_newest=n_read)
-    is_cut = 0 < n_rows < len(ended)
-    more = f"Only the newest {n_rows:,} runs that have ended. Add --rows 0 to see all."
+    notes: tuple[str, ...] = ()
+    if 0 < n_rows < len(ended):
+        ended = ended[:n_rows]
+        notes = (f"Only the newest {n_rows:,} runs that have ended. Add --rows 0 to see all.",)
     rows = []
-    for run in [*running, *ended[: n_rows or None]]:
+    for run in [*running, *ended]:
         state = _describe_state(options.tracking, run)
         outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         started = f"{run.started.astimezone():%Y-%m-%d %H:%M}"
@@ -105,5 +108,5 @@ def _list_runs(options: argparse.Namespace) -> int:
         raise TrackingError(
             "no run fits; slimdown status without options lists all runs of the record"
         )
-    table = replace(runs_table(rows), notes=(more,) if is_cut else ())
+    table = replace(runs_table(rows), notes=notes)
     return put_table(table, options, lambda: write_table(table, "html"))

@@ -36,9 +36,8 @@ def main(argv: list[str]) -> int:
     if not options.host or not 0 < options.port < 65536:
         shown = f"--host {options.host!r} --port {options.port}"
         parser.error(f"{shown}: give the name of a host, and a port from 1 to 65535")
-    return run_command(
-        lambda: _open_pages(options, server_options), "The pages cannot be opened:", error_code=1
-    )
+    refusal = "The pages cannot be opened:"
+    return run_command(lambda: _open_pages(options, server_options), refusal, error_code=1)
 
 
 def _open_pages(options: argparse.Namespace, server_options: list[str]) -> int:

@@ -87,9 +87,8 @@ def main(argv: list[str]) -> int:
     parser.add_list("--only", "NAME", "judge only this benchmark")
     add_lost_option(parser)
     parser.add_output(junit=(".xml",))
-    parser.add_argument(
-        "--track", action="store_true", help="also record the result as a run in MLflow"
-    )
+    track_help = "also record the result as a run in MLflow"
+    parser.add_argument("--track", action="store_true", help=track_help)
     options = parser.parse(name_budgets(argv))
     refusal = "These logs cannot be judged:"
     if options.max_loss_at and not options.chain:

@@ -304,15 +304,16 @@ def _train_and_answer_along(config: RunConfig) -> None:
     outline = check_base(config)
     tokenizer = load_base_tokenizer(config.model)
     silent: Any = lambda *_: None  # noqa: E731
-    if config.tuned:  # its files are checked before weights are loaded
-        unloaded = LoadedModel.without_loading(outline, tokenizer, config.model.id)
-        external = open_tuned_model(config, unloaded)
-    base = load_base_model(config.model, config.quantization, tokenizer, outline)
-    if not config.tuned:
-        prepared = prepare_training(base, read_rows(config, tokenizer), config)
-    assist_measuring(base)
     if config.tuned:
+        unloaded = LoadedModel.without_loading(outline, tokenizer, config.model.id)
+        external = open_tuned_model(config, unloaded)  # checks files before weights are loaded
+        base = load_base_model(config.model, config.quantization, tokenizer, outline)
+        assist_measuring(base)
         tuned = replace(external, base=base).load()
-    else:  # all processes take the folder and the forward passes of the first one
+    else:
+        base = load_base_model(config.model, config.quantization, tokenizer, outline)
+        prepared = prepare_training(base, read_rows(config, tokenizer), config)
+        assist_measuring(base)
+        # All processes take the folder and the forward passes of the first one.
         tuned, _ = fine_tune(base, prepared, config, Path(), silent, on_progress=silent)
     assist_measuring(tuned)

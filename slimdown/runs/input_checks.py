@@ -38,10 +38,10 @@ def find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
         if BACKENDS[backend].needs_gpu and not count_gpus():
             needs = f"evaluation.backend={backend} needs a GPU of NVIDIA's"
             problems.append(f"{needs}; set evaluation.backend={Backend.hf}")
-    model_problems = [*_find_model_problems(configs)]
-    # If a model is wrong, the user will name another one. So the hub is asked only without these.
-    sources = (source for config in configs for source in _list_sources(config))
-    problems += model_problems or check_repositories(sources)
+    model_problems = list(_find_model_problems(configs))
+    problems += model_problems
+    if not model_problems:  # otherwise the user will name another model, so the hub is not asked
+        problems += check_repositories(source for c in configs for source in _list_sources(c))
     with_options = [config for config in configs if needs_libraries(config)]
     if with_options and not problems:  # the check is slow: it imports torch
         from slimdown.training.options import check_options

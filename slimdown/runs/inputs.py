@@ -232,10 +232,8 @@ def _find_served(
     except SlimdownError as error:  # its template fails or ignores a setting, or prompts do not fit
         return {}, [*notes, f"It cannot be measured as it is served: {error}"]
     if served:
-        names = ", ".join(served)
-        notes.append(
-            f"It is measured as the base is asked, and once more as it is served: {names}."
-        )
+        twice = "as the base is asked, and once more as it is served"
+        notes.append(f"It is measured {twice}: {', '.join(served)}.")
     return served, notes
 
 
@@ -335,6 +333,7 @@ def _find_unservable(
     """
     from slimdown.evaluation.served_lm import check_answers  # of the extra `served`
 
+    # Choices are judged by the log-probabilities of a prompt, which not every server returns.
     needs_scores = not all(task.only_generates for task in tasks.values())
     has_scores = check_answers(server, tokenizer, needs_scores)
     for name, task in tasks.items():
@@ -376,11 +375,12 @@ def decide_prompts(
     """
     # Whether the tuned model knows the chat template: from its rows or, where these are not known,
     # because its files bring one.
-    is_chat_model = train_data is not None and train_data.holds_conversations
-    if config.tuned_model and not train_data:
-        is_chat_model = read_chat_template(config.tuned_model) is not None
     if config.address:
         is_chat_model = True  # a server takes messages
+    elif config.tuned_model and not train_data:
+        is_chat_model = read_chat_template(config.tuned_model) is not None
+    else:
+        is_chat_model = train_data is not None and train_data.holds_conversations
     # With "auto", a chat model that generates answers gets its prompts through the template.
     needs_template = is_chat_model and any(task.generates for task in tasks.values())
     setting = config.evaluation.apply_chat_template

@@ -199,9 +199,8 @@ def _list_parts(
         n_tasks = len(inputs.tasks[cost.name].tasks)
         yield PlannedPart("base", estimate(cost), texts[cost.name], is_recorded, n_tasks)
     if rows:
-        yield PlannedPart(
-            "train", estimate(count_steps(inputs.config, rows)), _describe_rows(inputs.config, rows)
-        )
+        steps = estimate(count_steps(inputs.config, rows))
+        yield PlannedPart("train", steps, _describe_rows(inputs.config, rows))
     for cost, _ in counted:
         tuned_cost = replace(cost, work=Work.server) if inputs.server else cost
         yield PlannedPart("tuned", estimate(tuned_cost), texts[cost.name])
@@ -259,7 +258,13 @@ def _describe_rows(config: RunConfig, rows: TokenizedRows) -> str:
 
 
 def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) -> Iterator[str]:
-    """Yield sentences on how benchmarks are asked, on the rows, and on memory and disk."""
+    """Yield sentences on how benchmarks are asked, on the rows, and on memory and disk.
+
+    Args:
+        inputs: What the run reads.
+        base: The base without its weights.
+        rows: The tokenized rows; None: nothing is trained.
+    """
     config = inputs.config
     yield f"Base model: {describe_model(config)}."
     if config.evaluation.apply_chat_template != "auto":  # else the first note says it
@@ -269,7 +274,7 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         # Warn if no benchmark asks in the form that the model is trained on.
         is_chat = inputs.train_data.holds_conversations
         evaluations = [task.narrow(config.evaluation) for task in inputs.tasks.values()]
-        if is_chat not in [evaluation.apply_chat_template for evaluation in evaluations]:
+        if all(evaluation.apply_chat_template != is_chat for evaluation in evaluations):
             forms = {True: "go through the chat template", False: "are plain"}
             yield f"The rows {forms[is_chat]}, and all prompts {forms[not is_chat]}."
     if rows:
@@ -280,13 +285,20 @@ def _describe(inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None) 
         yield from config.keep.explain_plan(len(rows.train))
     for name, reason in inputs.not_run.items():
         yield f"Not measured: {name} ({reason})."
+    yield _describe_memory_and_disk(inputs, base, rows)
+
+
+def _describe_memory_and_disk(
+    inputs: RunInputs, base: LoadedModel, rows: TokenizedRows | None
+) -> str:
+    """Say what memory a run needs, what it downloads, and how much memory and disk is free."""
     needed = _estimate_memory(inputs, base, rows)
     free = free_memory(torch.device(base.device))
     memory = "of memory" if base.device == "cpu" else f"of the {base.device} device's memory"
-    n_download = _measure_download(config)
+    n_download = _measure_download(inputs.config)
     download = f"; {format_bytes(n_download)} will be downloaded" if n_download else ""
-    disk = measure_free_disk(store.local_dir(config.tracking))
-    yield (
+    disk = measure_free_disk(store.local_dir(inputs.config.tracking))
+    return (
         f"Memory: {format_bytes(needed)} needed, {format_bytes(free)} {memory} free"
         f"{download}; {format_bytes(disk)} of disk free."
     )
@@ -348,7 +360,8 @@ def _try_work(inputs: RunInputs, rows: TokenizedRows | None, rates: Rates) -> Ra
     with console.progress_bar("trying one batch of each kind of work"):
         began = time.perf_counter()
         base = load_base_model(config.model, config.quantization, inputs.tokenizer, inputs.outline)
-        # The seconds of all that is no question and no step; more are added below.
+        # The rest is all that is no question and no step. Preparing the rows and validating are
+        # added to it below.
         rest_seconds = time.perf_counter() - began
         share_prefixes = not inputs.learns_prompt
         tried = try_costs(inputs.tasks, config.evaluation, base, _TRIED_SECONDS, share_prefixes)
@@ -361,11 +374,12 @@ def _try_work(inputs: RunInputs, rows: TokenizedRows | None, rates: Rates) -> Ra
             whole = count_steps(config, prepared)
             step_seconds = try_steps(base, prepared, config, _TRIED_STEPS) / _TRIED_STEPS
             costs.append(replace(whole, seconds=step_seconds * whole.n))
-            # The held-out loss, before and after. A forward takes a third of a step.
-            tokens_per_step = whole.prompt_tokens / whole.n
-            n_held_out_tokens = sum(map(len, prepared.validation["input_ids"]))
-            n_forwards = n_held_out_tokens / tokens_per_step  # of as many tokens as a step
+            # The validation loss is computed before and after the training. A forward pass over as
+            # many tokens as a step has takes a third of the step.
+            n_validation_tokens = sum(map(len, prepared.validation["input_ids"]))
+            n_forwards = n_validation_tokens / (whole.prompt_tokens / whole.n)
             rest_seconds += 2 * n_forwards * step_seconds / 3
+    # A recorded run knows its whole rest, of which the trial has seen only a part.
     rest = [cost for cost in rates.costs if cost.work is Work.other]
     tried_rest = Cost("", Work.other, n=1, prompt_tokens=0, new_tokens=0, seconds=rest_seconds)
     costs += rest or [tried_rest]

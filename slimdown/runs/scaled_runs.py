@@ -132,12 +132,10 @@ def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableM
     load_base = partial(load_base_model, config.model, config.quantization, tokenizer, outline)
     if external.folder is None:  # a whole model: its weights are mixed with the base's
         # Raises if their tensors differ: before the base is loaded, which may take minutes.
-        interpolation = pair_models(config.model, external)
+        unloaded_pair = pair_models(config.model, external)
         base = load_base()
-        interpolation = replace(interpolation, external=replace(external, base=base))
-        return _ScalableModel(
-            base=base, is_adapter=False, open=interpolation.open, save=interpolation.save
-        )
+        pair = replace(unloaded_pair, external=replace(external, base=base))
+        return _ScalableModel(base=base, is_adapter=False, open=pair.open, save=pair.save)
     base = load_base()
     tuned = replace(external, base=base).load()
     check_scalable(tuned)
