@@ -295,8 +295,7 @@ class BenchmarkRun:
     def _count_tokens(self, texts: list[str]) -> int:
         if not texts:
             return 0
-        encoded = self.lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return sum(map(len, encoded))
+        return sum(map(len, self.lm.tokenizer(texts, add_special_tokens=False)["input_ids"]))
 
     def _max_new_tokens(self, task: Any) -> int:
         settings = task.config.generation_kwargs or {}

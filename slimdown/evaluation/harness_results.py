@@ -206,14 +206,21 @@ def read_cluster(document: Mapping[str, Any], field: str | None, question: str) 
 
 
 def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[str, ...]]:
-    """Return prompt and choices; choices in the contexts (WinoGrande) are what differs there."""
-    contexts, endings = ([str(pair[i]) for pair in arguments] for i in (0, 1))
+    """Return a question's prompt and its choices.
+
+    Where the contexts differ by the choices (WinoGrande), the prompt is the words that all contexts
+    begin with, and a choice is the rest of its context with the ending.
+    """
+    contexts = [str(pair[0]) for pair in arguments]
+    endings = [str(pair[1]) for pair in arguments]
     n = len(contexts) // 2
-    if n and contexts[0] and not any(contexts[n:]):  # the same again without context, for PMI
+    # Some tasks ask every choice again without the context, for pointwise mutual information.
+    if n and contexts[0] and not any(contexts[n:]):
         contexts, endings = contexts[:n], endings[:n]
     if len(set(contexts)) == 1:
         return contexts[0], tuple(ending.removeprefix(delimiter) for ending in endings)
     shared = os.path.commonprefix(contexts)  # noqa: RUF071
+    # The prompt ends with a whole word, although choices may begin with the same letters.
     n_shared = 1 + max(shared.rfind(" "), shared.rfind("\n"))
     texts = (context[n_shared:] + end for context, end in zip(contexts, endings, strict=True))
     return shared[:n_shared], tuple(texts)
