@@ -281,14 +281,18 @@ class SeedAnswers:
             order = [other.seeds.index(seed) for seed in seeds]
             parts = [own - theirs[order] for own, theirs in part_pairs]
         else:
-            parts = [own.mean(axis=0)[None] - theirs.mean(axis=0) for own, theirs in part_pairs]
+            parts = []
+            for own, theirs in part_pairs:
+                mean_change = own.mean(axis=0, keepdims=True)
+                parts.append(mean_change - theirs.mean(axis=0, keepdims=True))
         # Both sides are changes, tuned - base, and mostly against the same base answers. These
         # cancel out, so a difference lies within the bound of a single change, unless a number
         # shows that the base answers differ: then it lies within the sum of both bounds.
         largest = [float(np.abs(part).max()) for part in parts]
         bounds = []
-        for own, theirs, most in zip(self.bounds, other.bounds, largest, strict=True):
-            bounds.append(max(own, theirs) if most <= max(own, theirs) else own + theirs)
+        for own, theirs, largest_difference in zip(self.bounds, other.bounds, largest, strict=True):
+            bound = max(own, theirs)
+            bounds.append(bound if largest_difference <= bound else own + theirs)
         is_binary = self.is_binary and other.is_binary and max(largest) <= 1
         return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, seeds)
 
