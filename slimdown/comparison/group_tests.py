@@ -150,7 +150,7 @@ def _test_values(comparison: Comparison, setting: str) -> list[ValueDifference]:
         row_by_value = _find_rows(rows, setting, crossed, place)
         for heading, names in _list_claimed_columns(row_by_value.values()).items():
             # Only runs that were asked the same questions are tested against each other.
-            for groups in _group_by_questions(row_by_value, names).values():
+            for groups in _group_by_questions(row_by_value, names):
                 pairs = _pair_values(list(groups), reference)
                 for (first, second), test in build_difference_tests(groups, pairs).items():
                     # The tested change is that from the first value to the second.
@@ -207,8 +207,8 @@ def _list_claimed_columns(rows: Iterable[Configuration]) -> dict[str, list[str]]
 
 def _group_by_questions(
     row_by_value: Mapping[str, Configuration], names: Sequence[str]
-) -> dict[tuple[str, ...], dict[str, SeedAnswers]]:
-    """Collect the answers to some benchmarks, by the questions asked, and then by value.
+) -> list[dict[str, SeedAnswers]]:
+    """Collect the answers to some benchmarks by value, apart for each choice of questions.
 
     A run is left out if it lacks a benchmark, if its evaluation may have stopped early, or if
     nothing may be claimed about its change (`BenchmarkChange.is_measured`).
@@ -218,7 +218,8 @@ def _group_by_questions(
         names: The benchmarks of a column: one, or those that it averages.
 
     Returns:
-        For each choice of questions, the answers of all seeds by the value of the setting.
+        For each choice of questions that runs were asked, the answers of all seeds by the value of
+        the setting.
     """
     groups: dict[tuple[str, ...], dict[str, SeedAnswers]] = {}
     for value, row in row_by_value.items():
@@ -230,7 +231,7 @@ def _group_by_questions(
             questions = tuple(f"{change.question_hash} {change.metric}" for change in first_changes)
             seeds = [run.params.get("seed", "") for run in runs]
             groups.setdefault(questions, {})[value] = collect_answers(changes_by_benchmark, seeds)
-    return groups
+    return list(groups.values())
 
 
 def _is_usable(run: RunRecord, name: str) -> bool:

@@ -20,6 +20,7 @@ from slimdown.config.benchmark_config import CHOICE_PROBABILITY, Role
 from slimdown.config.fields import TRAINING
 from slimdown.judging.findings import BenchmarkChange
 from slimdown.judging.verdicts import Verdict, list_comparable
+from slimdown.stats.estimates import Difference
 from slimdown.stats.seeds import SeedAnswers, SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
@@ -60,7 +61,7 @@ class Configuration:
         return sorted((run.params.get("seed", "") for run in self.runs), key=lambda s: (len(s), s))
 
     @property
-    def ids(self) -> str:
+    def id_or_count(self) -> str:
         """The beginning of the run's id, or how many runs there are."""
         return self.runs[0].run_id[:8] if len(self.runs) == 1 else f"{len(self.runs)} runs"
 
@@ -166,18 +167,22 @@ def stack_answers(*benchmarks: Sequence[BenchmarkChange]) -> tuple[list[Floats],
         The parts, [runs, questions] each; the sum of their means is the mean of the benchmarks. And
         how much one 0/1 answer counts in each part; 0 where answers are graded.
     """
-    parts: dict[int, Floats] = {}  # by number of questions
-    steps: dict[int, float] = {}  # also by number of questions
+    parts, steps = list[Floats](), list[float]()
+    weight = 1 / len(benchmarks)  # each benchmark counts equally in the mean
+    for group in _group_by_size(benchmarks):
+        parts.append(np.sum([[d.observations * weight for d in runs] for runs in group], axis=0))
+        n_binary = sum(all(d.has_independent_answers for d in runs) for runs in group)
+        steps.append(n_binary * weight)
+    return parts, steps
+
+
+def _group_by_size(benchmarks: Sequence[Sequence[BenchmarkChange]]) -> list[list[list[Difference]]]:
+    """Put benchmarks with equal numbers of questions together; of each, the differences by run."""
+    groups: dict[int, list[list[Difference]]] = {}
     for changes in benchmarks:
         differences = [change.primary.difference for change in changes]
-        # Each benchmark counts equally in the mean.
-        answers = np.array([d.observations for d in differences]) / len(benchmarks)
-        is_binary = all(d.has_independent_answers for d in differences)
-        n_questions = answers.shape[1]
-        parts[n_questions] = parts.get(n_questions, np.zeros_like(answers)) + answers
-        step = 1 / len(benchmarks) if is_binary else 0.0
-        steps[n_questions] = steps.get(n_questions, 0.0) + step
-    return list(parts.values()), list(steps.values())
+        groups.setdefault(len(differences[0].observations), []).append(differences)
+    return list(groups.values())
 
 
 def can_average(benchmarks: Sequence[Sequence[BenchmarkChange]]) -> bool:
@@ -206,21 +211,19 @@ def collect_answers(
             not compared so.
     """
     parts, _ = stack_answers(*benchmarks)
-    # For each part, how large a change of one question can be. The keys are numbers of questions,
-    # in the same order as the parts of `stack_answers`.
-    bounds: dict[int, float] = {}
-    for changes in benchmarks:
-        differences = [change.primary.difference for change in changes]
-        n_questions = len(differences[0].observations)
-        largest = max(
-            max(1.0, d.largest_change, float(np.abs(d.observations).max())) for d in differences
-        )
-        bounds[n_questions] = bounds.get(n_questions, 0.0) + largest / len(benchmarks)
+    bounds = list[float]()  # for each part, how large a change of one question can be
+    for group in _group_by_size(benchmarks):
+        largest = [max(1.0, *map(_find_largest_change, differences)) for differences in group]
+        bounds.append(sum(largest) / len(benchmarks))
     is_binary = len(benchmarks) == 1 and all(
         change.primary.difference.test.is_margin for change in benchmarks[0]
     )
     step = max(1 / (len(benchmarks) * part.shape[1]) for part in parts)
-    return SeedAnswers(parts, list(bounds.values()), step, is_binary=is_binary, seeds=tuple(seeds))
+    return SeedAnswers(parts, bounds, step, is_binary=is_binary, seeds=tuple(seeds))
+
+
+def _find_largest_change(difference: Difference) -> float:
+    return max(difference.largest_change, float(np.abs(difference.observations).max()))
 
 
 def list_columns(changes: Mapping[str, BenchmarkChange]) -> dict[str, list[str]]:

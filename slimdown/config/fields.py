@@ -287,10 +287,12 @@ def build_choice(
     for key, declared in own.items():
         value = given.get(key, declared.default)
         demand = explain_type(str(declared.type), value)  # None if the type is right
-        if value == MISSING or (value is None and demand):
+        has_no_value = value == MISSING or (value is None and demand)  # null, though none may be
+        # Types are texts, except enumerations. Of these, `build_settings` reads the texts' values.
+        is_enumeration = isinstance(declared.type, EnumMeta)
+        if has_no_value:
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
-        # A text such as "auto" is no value of an enumeration yet: `build_settings` makes it one.
-        elif demand and key in given and not isinstance(declared.type, EnumMeta):
+        elif demand and key in given and not is_enumeration:  # a default needs no check
             problems.append(f"{key} {demand}, got {value!r:.80}")
     if problems:
         raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))

@@ -234,17 +234,14 @@ class _Search:
         row_phrases = set(_digest_phrases(words))
         for phrase in shared_phrases:
             _add(self._rows_by_phrase[phrase], text, place)
-        for number in self._find_questions(shared_phrases):
+        for number in self._find_questions(shared_phrases) - self._certain_rows.keys():
             texts = self._texts[number]
-            if number in self._certain_rows:
-                continue
-            if not all(_holds(text, row_phrases, question_text) for question_text in texts):
-                continue
-            _add(self._rows_by_question[number], text, place)
-            # A short question may stand in a row by chance, unless its answer follows it.
-            is_long = sum(map(len, texts)) >= PHRASE_WORDS  # all of its words
-            if is_long or self._is_answered(number, text):
-                self._certain_rows[number] = place
+            if all(_holds(text, row_phrases, question_text) for question_text in texts):
+                _add(self._rows_by_question[number], text, place)
+                # A short question may stand in a row by chance, unless its answer follows it.
+                is_long = sum(map(len, texts)) >= PHRASE_WORDS  # all of its words
+                if is_long or self._is_answered(number, text):
+                    self._certain_rows[number] = place
 
     def _find_questions(self, phrases: Iterable[int]) -> set[int]:
         """Return the numbers of the questions that hold any of these phrases."""

@@ -50,13 +50,13 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
                 continue
             pair = pair_benchmark(name, base.benchmarks[name], tuned)
             differences[name] = compare_scores(pair.base_scores, pair.tuned_scores, pair.sampling)
-        is_open = dict[str, bool]()
+        is_open = dict[str, bool]()  # each benchmark is in one of the families
         for family in families:
             is_open |= _find_undecided(family, differences, settings)
         if until is Until.budget:
+            # Where a benchmark has a budget, this decides instead of the verdict.
             decisions = decide_outcomes(differences, default_budgets(settings))
-            for name, decision in decisions.items():
-                is_open[name] = decision.outcome is Outcome.undecided
+            is_open |= {name: d.outcome is Outcome.undecided for name, d in decisions.items()}
         return {name for name in differences if is_open[name]}
 
     return find_open

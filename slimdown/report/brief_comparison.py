@@ -216,7 +216,7 @@ def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Co
     name_rank = 0 if has_given_names else _FIRST_OUT
     labels = []
     for number, row in enumerate(rows):
-        cells = {Column("run"): Cell(row.ids)}
+        cells = {Column("run"): Cell(row.id_or_count)}
         if names:
             column = Column("name", is_name=True, leave_out_rank=name_rank)
             cells[column] = Cell(names[number])

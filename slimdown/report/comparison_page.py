@@ -115,10 +115,11 @@ def _show_run(row: Configuration, are_unique: bool) -> dict[Column, Cell]:
         "n_seeds": len(runs),
         "seeds": " ".join(row.seeds),
     }
-    # `row.ids` only says how many runs there are.
-    ids = row.ids if len(runs) > _MOST_SEEDS else ", ".join(run.run_id[:8] for run in runs)
+    ids = ", ".join(run.run_id[:8] for run in runs)
+    if len(runs) > _MOST_SEEDS:
+        ids = row.id_or_count
     short_name = f"{row.given_name} ({ids})" if row.given_name else ids
-    name = short_name if are_unique else f"{row.name} ({row.ids})"
+    name = short_name if are_unique else f"{row.name} ({row.id_or_count})"
     trained = [run for run in runs if run.model_files]  # others only measured a model
     places = [describe_model_place(run.model_files, run.run_id) for run in trained]
     adapters = " ".join(run.model_files for run in trained)

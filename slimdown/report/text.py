@@ -282,16 +282,13 @@ def advise(
         is_raised = provable[0] > budget
         reason = "  # the smallest budget that these questions can prove" if is_raised else ""
         return f"slimdown scale {run_id[:8]} --max-loss {provable[0]:g}{reason}"
-    if not trains and provable:  # the model cannot be scaled, for example behind a server
+    if trains:  # the next training can lose less
+        setting = "" if keeps else advise_mitigation()  # empty if no mitigation is advised
+        return f"run the same command with {setting or 'train.stop_on_forgetting=true'}"
+    if provable:  # but the model cannot be scaled, for example because a server answers
         return ADVICE_ON_LOGS
-    if not trains:
-        return (
-            "ask more questions. These are too few to prove that a loss is at most "
-            f"{100 * budgets[-1]:.3g} points."
-        )
-    # `advise_mitigation` returns an empty text if no mitigation is advised.
-    setting = "train.stop_on_forgetting=true" if keeps else advise_mitigation()
-    return f"run the same command with {setting or 'train.stop_on_forgetting=true'}"
+    most = f"{100 * budgets[-1]:.3g} points"
+    return f"ask more questions. These are too few to prove that a loss is at most {most}."
 
 
 def describe_largest_loss(findings: Findings) -> list[str]:
