@@ -226,8 +226,8 @@ def _show_cause(row: FindingRow) -> Cell:
 
 
 def _show_p_value(row: FindingRow) -> Cell:
-    p_value, equivalence = row.benchmark.p_value, row.benchmark.equivalence_p_value
-    values = {"p_value": p_value, "equivalence_p_value": equivalence}
+    p_value = row.benchmark.p_value
+    values = {"p_value": p_value, "equivalence_p_value": row.benchmark.equivalence_p_value}
     if row.benchmark.role is Role.watched:  # nothing is claimed about it, so people see no p-value
         return Cell(values=values)
     return Cell(formatting.format_p_value(p_value), sort_key=p_value, values=values)
@@ -280,8 +280,8 @@ def _show_mean_outcome(gate: Gate) -> Cell:
     return Cell(shown, values={"outcome": outcome})
 
 
-def _for_primary_metric(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
-    """Leave the cell of a further metric empty: only the primary one is judged."""
+def _if_primary(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
+    """Return what shows a cell as `show` does, but an empty one in rows of further metrics."""
     return lambda row: show(row) if row.is_primary else Cell()
 
 
@@ -300,30 +300,24 @@ COLUMNS: tuple[FindingColumn, ...] = (
         holds_shares=True,
         show_mean=_show_mean_change,
     ),
-    FindingColumn("verdict", show=_for_primary_metric(_show_verdict), metrics=()),
+    FindingColumn("verdict", show=_if_primary(_show_verdict), metrics=()),
     _number_column(
-        "budget",
-        "points",
-        show=_for_primary_metric(_show_budget),
-        metrics=(),
-        show_mean=_show_mean_outcome,
+        "budget", "points", show=_if_primary(_show_budget), metrics=(), show_mean=_show_mean_outcome
     ),
-    FindingColumn("main cause of loss", places=_DETAIL, show=_for_primary_metric(_show_cause)),
-    _number_column("p", "corrected", places=_DETAIL, show=_for_primary_metric(_show_p_value)),
-    _number_column(
-        "forgetting rate", "[95 %]", places=_DETAIL, show=_for_primary_metric(_show_rate)
-    ),
+    FindingColumn("main cause of loss", places=_DETAIL, show=_if_primary(_show_cause)),
+    _number_column("p", "corrected", places=_DETAIL, show=_if_primary(_show_p_value)),
+    _number_column("forgetting rate", "[95 %]", places=_DETAIL, show=_if_primary(_show_rate)),
     _number_column(
         "paper’s metric",
         "± standard error [95 %]",
         places=NOT_BRIEF,
-        show=_for_primary_metric(_show_paper_metric),
+        show=_if_primary(_show_paper_metric),
         holds_shares=True,
     ),
     FindingColumn(
         "bits per byte",
         places=NOT_BRIEF,
-        show=_for_primary_metric(_show_bits),
+        show=_if_primary(_show_bits),
         metrics=("bits_per_byte_base", "bits_per_byte_tuned"),
     ),
 )
