@@ -62,9 +62,8 @@ def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
         color = verdict_style.color
         if benchmark.verdict:  # a watched one has no margin
             margin = 100 * benchmark.margin
-            band = Rectangle((-margin, row - 0.5), 2 * margin, 1)
-            band.set(color=INK, alpha=0.08, linewidth=0)
-            axes.add_patch(band)
+            corner = (-margin, row - 0.5)
+            axes.add_patch(Rectangle(corner, 2 * margin, 1, color=INK, alpha=0.08, linewidth=0))
         axes.plot([100 * change.low, 100 * change.high], [row, row], color=color, linewidth=2)
         axes.plot([100 * change.value], [row], marker=verdict_style.marker, color=color, ms=7)
         if width == WIDTH and benchmark.verdict:  # on a phone it stands below the name
@@ -242,8 +241,8 @@ def _find_limits(shares: Sequence[float]) -> tuple[float, float]:
 def _show_colors(figure: Figure, combinations: Sequence[str]) -> None:
     """Add a legend that names the settings of each color; nothing if there is only one."""
     if len(combinations) > 1:
-        styles: list[dict[str, Any]] = [{"color": _COLORS[i % 6]} for i in range(len(combinations))]
-        lines = [Line2D([], [], marker="o", ls="", **style) for style in styles]
+        colors = [_COLORS[i % 6] for i in range(len(combinations))]
+        lines = [Line2D([], [], marker="o", linestyle="", color=color) for color in colors]
         names = [_cut(name, 60) for name in combinations]
         figure.legend(lines, names, loc="outside lower center", ncols=2)
 
