@@ -216,26 +216,15 @@ def summarize_briefly(
     is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
     if gate:
         is_lost = gate.outcome is Outcome.beyond
-    first = [  # these sentences and the last one are never left out
-        *_name_not_run(findings),
-        *describe_cut_answers(findings),
-        *describe_largest_loss(findings),
-    ]
+    # The first sentences and the last one are never left out.
+    not_run = list(findings.not_run)
+    first = [f"Not measured: {_list_names(not_run)}. The page says why."] if not_run else []
+    first += [*describe_cut_answers(findings), *describe_largest_loss(findings)]
     last = [f"Next: {advice}"] if advice and is_lost else []
-    middle = [
-        *name_undecided(findings, gate),
-        *list_doubts(findings),
-        *_name_balanced(findings),
-        *_list_bits(findings),
-    ]
+    middle = [*name_undecided(findings, gate), *list_doubts(findings)]
+    middle += [*_name_balanced(findings), *_list_bits(findings)]
     room = max(0, most - len(first) - len(last))
     return [*first, *middle[:room], *last]
-
-
-def _name_not_run(findings: Findings) -> list[str]:
-    """Name the benchmarks of a suite that were not measured."""
-    names = list(findings.not_run)
-    return [f"Not measured: {_list_names(names)}. The page says why."] if names else []
 
 
 def describe_cut_answers(findings: Findings) -> Iterator[str]:
