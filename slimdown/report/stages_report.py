@@ -61,8 +61,7 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
     if gate:  # its outcome is the first line, so the losses are notes
         return add_outcome(Table(title, rows, legend, (*losses, *notes)), gate)
     summary = " ".join(losses)
-    facts = {"summary": summary}
-    return Table(title, rows, legend, tuple(notes), outcome=summary, facts=facts)
+    return Table(title, rows, legend, tuple(notes), summary, facts={"summary": summary})
 
 
 def _find_unchanged(stages: StageFindings) -> list[str]:
@@ -164,13 +163,9 @@ def served_table(findings: Findings) -> Table | None:
     stages = judge_served(findings)
     if stages is None:
         return None
-    table = stages_table(
-        stages, "The base model, the tuned model asked like the base, and as served"
-    )
-    return replace(
-        table,
-        notes=tuple(f"The tuned model is served differently: {line}." for line in findings.serving),
-    )
+    title = "The base model, the tuned model asked like the base, and as served"
+    notes = tuple(f"The tuned model is served differently: {line}." for line in findings.serving)
+    return replace(stages_table(stages, title), notes=notes)
 
 
 def render_stages_page(table: Table, stages: StageFindings, command: str) -> str:

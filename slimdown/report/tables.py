@@ -364,8 +364,7 @@ def _lay_out(table: Table, separators: str) -> RichTable:
         table: The table.
         separators: What joins the parts of a cell, one of `_SEPARATORS`.
     """
-    plain: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
-    rich_table = RichTable(**plain, padding=(0, 1, 0, 0))
+    rich_table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     rows = [
         [_style_cell(row[column], separators) for column in table.columns] for row in table.rows
     ]
