@@ -135,9 +135,8 @@ def _make_table(
         base = _name_model(configuration), rounded
         if base not in shown_bases:
             shown_bases.append(base)
-            base_cells = {column: Cell() for column in label}
-            first_column = next(iter(label))
-            base_cells[first_column] = Cell("base")
+            # The word "base" stands in the first column; the others that name rows stay empty.
+            base_cells = dict.fromkeys(label, Cell()) | {next(iter(label)): Cell("base")}
             for name, column in number_columns.items():
                 base_cells[column] = _show_score(scores.get(name))
             rows.append(Row(base_cells, is_secondary=True))

@@ -177,21 +177,17 @@ def _show_score(index: int) -> Callable[[FindingRow], Cell]:
 
 def _show_change(row: FindingRow) -> Cell:
     """Show the change in points; that of the primary metric with the interval of its verdict."""
-    difference = row.change.difference
-    shown = row.benchmark.shown_change  # of the primary metric
-    points = format_points(shown if row.is_primary else difference)
-    values: dict[str, Any] = {
-        "change": difference.value,
-        "change_stderr": difference.standard_error,
-        "change_low": difference.low,
-        "change_high": difference.high,
-    }
+    change = row.change.difference  # with its 95 % interval
+    shown = change
+    values: dict[str, Any] = {"change": change.value, "change_stderr": change.standard_error}
+    values |= {"change_low": change.low, "change_high": change.high}
     if row.is_primary:
+        shown = row.benchmark.shown_change  # with the interval of the verdict
         values |= {"shown_low": shown.low, "shown_high": shown.high}
         values["shown_level"] = row.benchmark.shown_level
     counts = row.change.counts  # None if a score is not 0 or 1
     values |= {"lost": counts.lost if counts else None, "gained": counts.gained if counts else None}
-    return Cell(*points, sort_key=difference.value, values=values)
+    return Cell(*format_points(shown), sort_key=change.value, values=values)
 
 
 def _show_verdict(row: FindingRow) -> Cell:

@@ -62,12 +62,9 @@ def comparison_table(
     n_shown = max_rows or len(comparison.rows)
     for row, means in list(zip(comparison.rows, judged, strict=True))[:n_shown]:
         run_cells = _show_run(row, are_unique)
-        setting_cells = _show_settings(comparison, row, settings)
-        change_cells = _show_changes(row, means, headings)
-        if are_unique:  # the settings name the rows, and the runs come last
-            rows.append(Row(setting_cells | change_cells | run_cells))
-        else:
-            rows.append(Row(run_cells | setting_cells | change_cells))
+        cells = _show_settings(comparison, row, settings) | _show_changes(row, means, headings)
+        # If the settings name the rows, the runs come last.
+        rows.append(Row(cells | run_cells if are_unique else run_cells | cells))
     if len(rows) < len(comparison.rows):
         notes = (f"Add --rows 0 to see all {len(comparison.rows):,} rows.", *notes)
     notes = (*notes, *comparison.notes, *_describe_corrections(comparison, judged))

@@ -237,8 +237,7 @@ class RunProgress:
             base_evaluation: With the seconds that the base took for each benchmark.
             served: The benchmarks that the tuned model is asked again, as it will be served.
         """
-        benchmarks = base_evaluation.benchmarks.items()
-        seconds = {name: benchmark.seconds for name, benchmark in benchmarks}
+        seconds = {name: result.seconds for name, result in base_evaluation.benchmarks.items()}
         self.expected["tuned"] = sum(seconds.values())
         self.expected["served"] = sum(seconds[name] for name in served)
 

@@ -216,9 +216,8 @@ def draw_learned_and_kept(
         axes.errorbar(across, up, **arms, fmt="none", ecolor=(color, 0.35), elinewidth=1)
         axes.plot(across, up, "o", color=color, markersize=6)
         for (drawn, _), x, y in zip(group_pairs, across, up, strict=True):
-            axes.annotate(
-                cut_name(visible(drawn.value), 24), (x, y), (5, 5), textcoords="offset points"
-            )
+            label = cut_name(visible(drawn.value), 24)
+            axes.annotate(label, (x, y), (5, 5), textcoords="offset points")
     axes.set_xlim(*_find_limits([drawn.mean.value for drawn in kept]))
     axes.set_ylim(*_find_limits([drawn.mean.value for drawn in learned]))
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
