@@ -176,18 +176,19 @@ def describe_outcome(gate: Gate) -> str:
 def _describe_loss(check: BudgetCheck) -> str:
     """Say how much a benchmark lost at most, or at least, and what its budget is.
 
-    Where these numbers do not explain the outcome, the reason of the check stands instead.
+    If these numbers do not explain the outcome, the reason of the check follows the name instead.
     """
-    name = check.benchmark
-    budget = f"{100 * check.budget:.3g}"
+    name, change = check.benchmark, check.change
     # The least loss if the budget is exceeded (`Outcome.beyond`), else the largest one.
     loss = -check.bound
-    change = check.change
     # If the budget is a share of the base's score, that score is uncertain, too. So the outcome may
     # be undecided although the largest loss is within the budget that is shown.
     seems_within = check.outcome is Outcome.undecided and loss <= check.budget
     if seems_within or change.has_no_right_answer or not change.is_measured:
         return f"{name}: {check.reason}"
+    budget = f"{100 * check.budget:.3g}"
+    if loss <= 0:
+        return f"{name} lost nothing; its budget is {budget} points"
     # Take as many decimals as tell the loss from its budget.
     points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
     lost = next((text for text in points if float(text) != float(budget)), f"{100 * loss:.4f}")
@@ -196,8 +197,7 @@ def _describe_loss(check: BudgetCheck) -> str:
         Outcome.beyond: "lost at least",
         Outcome.undecided: "may have lost up to",
     }
-    shown = f"{verbs[check.outcome]} {lost} points" if loss > 0 else "lost nothing"
-    return f"{name} {shown}; its budget is {budget} points"
+    return f"{name} {verbs[check.outcome]} {lost} points; its budget is {budget} points"
 
 
 def summarize_briefly(
@@ -310,37 +310,52 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
         gate: The budgets. If there are any, a benchmark counts as undecided if its budget is.
             None: its verdict counts.
     """
-    benchmarks = findings.benchmarks
-    needed = dict[str, int | None]()  # questions that would decide; None: cannot be estimated
-    expected = dict[str, str]()  # PASSED or FAILED, what so many would show of the budget
-    if gate:
-        for check in gate.checks:
-            if check.outcome is Outcome.undecided and not check.change.has_no_right_answer:
-                needed[check.benchmark] = check.n_to_decide
-                expected[check.benchmark] = check.expected
-    else:
-        needed = {
-            name: benchmark.n_to_decide
-            for name, benchmark in benchmarks.items()
-            if benchmark.verdict == "undecided"
-            and not benchmark.has_nothing_to_lose
-            # More questions do not help if the base had none right; `list_doubts` names these.
-            and (benchmark.role is not Role.retained or benchmark.primary.base.value)
-        }
-    # Thinking that does not end is a doubt, too: it cannot be mended with more questions.
-    needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
-    few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
-    many = {name: n for name, n in needed.items() if name not in few}
-    if many:
-        has_changed = any(benchmarks[name].primary.difference.value for name in many)
-        n_asked = {name: benchmarks[name].n for name in many}
-        yield _say_what_would_decide(many, n_asked, expected, has_changed)
-    if few:
-        counted = [f"{name} ({benchmarks[name].n})" for name in few]
+    needed = _count_needed(findings, gate)
+    n_asked = {name: findings.benchmarks[name].n for name in needed}
+    too_small = [name for name in needed if n_asked[name] < FEWEST_TO_TELL]
+    large_enough = {name: n for name, n in needed.items() if name not in too_small}
+    if large_enough:
+        changes = [findings.benchmarks[name].primary.difference.value for name in large_enough]
+        # PASSED or FAILED: what so many questions would show of each budget.
+        expected = {check.benchmark: check.expected for check in gate.checks} if gate else {}
+        yield _say_what_would_decide(large_enough, n_asked, expected, has_changed=any(changes))
+    if too_small:
+        counted = [f"{name} ({n_asked[name]})" for name in too_small]
         purpose = "to check the budget" if gate else "for a verdict"
         yield (
             f"Too few questions {purpose}: {_list_names(counted)}. Ask at least {FEWEST_TO_TELL}."
         )
+
+
+def _count_needed(findings: Findings, gate: Gate | None) -> dict[str, int | None]:
+    """Return how many questions would decide each benchmark that is undecided.
+
+    A benchmark is left out if more questions would not help, because no answer was right or too
+    much thinking did not end. `list_doubts` names these.
+
+    Args:
+        findings: What was found.
+        gate: The budgets, which are to be decided. None: the verdicts are.
+
+    Returns:
+        The numbers by benchmark; None if a number cannot be estimated.
+    """
+    if gate:
+        open_checks = [check for check in gate.checks if check.outcome is Outcome.undecided]
+        needed = {
+            check.benchmark: check.n_to_decide
+            for check in open_checks
+            if not check.change.has_no_right_answer
+        }
+    else:
+        needed = {
+            name: benchmark.n_to_decide
+            for name, benchmark in findings.benchmarks.items()
+            if benchmark.verdict == "undecided"
+            # A target may rise from 0, but nothing can be lost where the base had none right.
+            and (benchmark.role is Role.target or benchmark.primary.base.value)
+        }
+    return {name: n for name, n in needed.items() if findings.benchmarks[name].is_measured}
 
 
 def _say_what_would_decide(
@@ -356,38 +371,39 @@ def _say_what_would_decide(
 
     Args:
         needed: How many questions would decide, by benchmark; None if that cannot be estimated.
-        n_asked: How many questions were asked, by benchmark.
-        expected: The outcome of each benchmark's budget if its change stays as large as measured.
-            Empty if no budgets but verdicts are undecided.
+        n_asked: How many questions were asked, by benchmark; it may hold further benchmarks.
+        expected: The outcome of each benchmark's budget if its change stays as large as measured;
+            it may hold further benchmarks. Empty if no budgets but verdicts are undecided.
         has_changed: Whether the score of any of these benchmarks changed.
     """
-    condition = "if nothing is lost" if expected else "if nothing changes"
-    if has_changed:
-        stays = "change stays" if len(needed) == 1 else "changes stay"
-        condition = f"if the {stays} as large as measured"
     subject, limit = ("Budget not decided", "budget") if expected else ("Undecided", "margin")
     opening = f"{subject}: {_list_names([*needed])}."
     known = [(name, n) for name, n in needed.items() if n]
     if not known:
         return f"{opening} No number of questions can be named so near to the {limit}."
+    condition = "if nothing is lost" if expected else "if nothing changes"
+    if has_changed:
+        stays = "change stays" if len(needed) == 1 else "changes stay"
+        condition = f"if the {stays} as large as measured"
     if len(needed) == 1:
         [(name, n)] = known
         goal = f"for {expected[name]}" if expected else "for a verdict"
         number = f"{n:,} questions instead of {n_asked[name]:,}"
         return f"{opening} About {number} would be enough {goal} {condition}."
+    # If all benchmarks have as many questions now, one sentence at the end names the number.
+    numbers_asked = {n_asked[name] for name in needed}
+    are_equal = len(numbers_asked) == 1
+    now = f" Each has {max(numbers_asked):,} now." if are_equal else ""
+    needs = list[str]()
     known.sort(key=lambda pair: pair[1])  # the fewest questions first
-    counts = list[str]()
-    numbers_asked = set(n_asked.values())
-    has_equal_numbers = len(numbers_asked) == 1  # then the last sentence names the number
     for name, n in known[:_MOST_NAMED]:
-        verb = "" if counts else "needs "  # only the first benchmark gets the verb and the unit
-        unit = "" if counts else " questions"
+        # Only the first benchmark gets the verb and the noun.
+        number = f"about {n:,}" if needs else f"needs about {n:,} questions"
+        instead = "" if are_equal else f" instead of {n_asked[name]:,}"
         goal = f" for {expected[name]}" if expected else ""
-        instead = "" if has_equal_numbers else f" instead of {n_asked[name]:,}"
-        counts.append(f"{name} {verb}about {n:,}{unit}{instead}{goal}")
+        needs.append(f"{name} {number}{instead}{goal}")
     purpose = "" if expected else " for a verdict"
-    now = f" Each has {max(numbers_asked):,} now." if has_equal_numbers else ""
-    return f"{opening} {condition.capitalize()}, {_list_names(counts)}{purpose}.{now}"
+    return f"{opening} {condition.capitalize()}, {_list_names(needs)}{purpose}.{now}"
 
 
 def _list_names(names: Sequence[str]) -> str:
