@@ -196,20 +196,20 @@ def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Co
             added if they differ.
     """
     rows = comparison.rows
+    shown_settings = [*settings]
     for key in _MODEL:
         if key not in settings and len({row.settings.get(key) for row in rows}) > 1:
-            settings = [*settings, key]
-    values = {key: [row.settings.get(key) or EMPTY for row in rows] for key in settings}
+            shown_settings.append(key)
+    values = {key: [row.settings.get(key) or EMPTY for row in rows] for key in shown_settings}
     # By setting, what each row shows: paths lack the folders that all of them begin with.
     short_values = {key: drop_shared_beginning(texts, "/") for key, texts in values.items()}
     combinations = {*zip(*short_values.values(), strict=True)}
-    settings_are_enough = len(combinations) == len(rows)
-    names = [row.given_name or EMPTY for row in rows]
-    has_given_names = len({*names}) > 1
-    if not has_given_names:
-        names = [] if settings_are_enough else [row.name for row in rows]
     # Names that a user gave stay on a narrow console. Names of runs are left out first.
-    name_rank = 0 if has_given_names else _FIRST_OUT
+    names, name_rank = [row.given_name or EMPTY for row in rows], 0
+    if len({*names}) == 1:  # no user gave names, or all rows have the same
+        settings_are_enough = len(combinations) == len(rows)
+        names = [] if settings_are_enough else [row.name for row in rows]
+        name_rank = _FIRST_OUT
     labels = []
     for number, row in enumerate(rows):
         cells = {Column("run"): Cell(row.ids)}
@@ -222,41 +222,42 @@ def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Co
 
 
 def describe_choice(comparison: Comparison) -> Iterator[str]:
-    """Say which checkpoint to take, and how a choice is confirmed.
+    """Say which checkpoint to take, and how to confirm a choice on held-out questions.
 
-    If the rows are no checkpoints of one training, only the second is said, and that only if
-    questions were held out to confirm a choice.
+    If the rows are not checkpoints of one training, say only how to confirm a choice, and nothing
+    if no questions were held out.
     """
-    if read_steps(comparison):
-        chosen = choose_checkpoint(comparison)
-        if not chosen:
-            yield "No checkpoint has all its measured losses within their budgets."
-            return
-        rise = format_number(100 * chosen.learned, "+.1f")  # points
-        if chosen.learned <= 0:
-            yield (
-                "Among the steps whose measured losses are within their budgets, none improved the "
-                f"targets (the best is step {chosen.step:,}: {rise} points). Train longer, or ask "
-                "more questions."
-            )
-            return
-        reason = f"its targets improved most ({rise} points)"
-        if isnan(chosen.learned):  # no target was asked, so nothing says what was learned
-            reason = "it is the last one (no target was measured)"
-        yield (
-            f"Take step {chosen.step:,}: among the steps whose measured losses are within their "
-            f"budgets, {reason}."
-        )
+    if not read_steps(comparison):
         if comparison.holds_out:
-            run_id = chosen.row.runs[0].run_id[:8]
-            yield f"Next, confirm it on the held-out questions: slimdown compare {run_id} --confirm"
-        else:
-            yield (
-                "If you want to confirm your choice on held-out questions, measure the checkpoints "
-                "with evaluation.holdout=0.5."
-            )
-    elif comparison.holds_out:
-        yield HOW_TO_CONFIRM
+            yield HOW_TO_CONFIRM
+        return
+    chosen = choose_checkpoint(comparison)
+    if not chosen:
+        yield "No checkpoint has all its measured losses within their budgets."
+        return
+    rise = format_number(100 * chosen.learned, "+.1f")  # points
+    if chosen.learned <= 0:  # not so if it is nan
+        yield (
+            "Among the steps whose measured losses are within their budgets, none improved the "
+            f"targets (the best is step {chosen.step:,}: {rise} points). Train longer, or ask "
+            "more questions."
+        )
+        return
+    reason = f"its targets improved most ({rise} points)"
+    if isnan(chosen.learned):  # no target was asked, so nothing says what was learned
+        reason = "it is the last one (no target was measured)"
+    yield (
+        f"Take step {chosen.step:,}: among the steps whose measured losses are within their "
+        f"budgets, {reason}."
+    )
+    if comparison.holds_out:
+        run_id = chosen.row.runs[0].run_id[:8]
+        yield f"Next, confirm it on the held-out questions: slimdown compare {run_id} --confirm"
+    else:
+        yield (
+            "If you want to confirm your choice on held-out questions, measure the checkpoints "
+            "with evaluation.holdout=0.5."
+        )
 
 
 def find_settings(comparison: Comparison, by: str | None = None) -> list[str]:
