@@ -262,25 +262,25 @@ def advise(
         keeps: Whether the run had a mitigation.
         gate: The budgets, of which the smallest counts. None: the budget is 2 points.
     """
-    budget = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
-    budgets = [budget]
+    smallest = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
+    budgets = [smallest]
     if not trains:  # scaling is the only way to lose less, and a small budget may be unprovable
-        budgets += [larger for larger in (0.05, 0.1, 0.2) if larger > budget]
-    provable = [allowed for allowed in budgets if can_show_budget(findings, allowed)]
+        budgets += [larger for larger in (0.05, 0.1, 0.2) if larger > smallest]
+    provable = [budget for budget in budgets if can_show_budget(findings, budget)]
     if can_scale and provable:
-        is_raised = provable[0] > budget
+        is_raised = provable[0] > smallest
         reason = "  # the smallest budget that these questions can prove" if is_raised else ""
         return f"slimdown scale {run_id[:8]} --max-loss {provable[0]:g}{reason}"
-    if not trains and provable:  # the model cannot be scaled, for example behind a server
+    if trains:
+        # `advise_mitigation` returns an empty text if no mitigation is advised.
+        mitigation = "" if keeps else advise_mitigation()
+        return f"run the same command with {mitigation or 'train.stop_on_forgetting=true'}"
+    if provable:  # the model cannot be scaled, for example behind a server
         return ADVICE_ON_LOGS
-    if not trains:
-        return (
-            "ask more questions. These are too few to prove that a loss is at most "
-            f"{100 * budgets[-1]:.3g} points."
-        )
-    # `advise_mitigation` returns an empty text if no mitigation is advised.
-    setting = "train.stop_on_forgetting=true" if keeps else advise_mitigation()
-    return f"run the same command with {setting or 'train.stop_on_forgetting=true'}"
+    return (
+        "ask more questions. These are too few to prove that a loss is at most "
+        f"{100 * budgets[-1]:.3g} points."
+    )
 
 
 def describe_largest_loss(findings: Findings) -> list[str]:
@@ -538,29 +538,27 @@ def describe_noise(findings: Findings) -> Iterator[str]:
     base, tuned = findings.base, findings.tuned
     if not (base and tuned and base.model and base.model == tuned.model):
         return
-    flips = list[str]()  # of each benchmark, how many of its answers flip
-    significant = list[str]()  # how large the changes of some benchmarks may be
-    hidden = list[str]()  # below what size a true change may go unnoticed on others
-    has_flips = False
-    for name, benchmark in findings.benchmarks.items():
-        n_flips = int(sum(benchmark.primary.difference.changes != 0))
-        flips.append(f"{n_flips:,} of {benchmark.n:,} in {name}")
-        has_flips |= n_flips > 0
-        change = benchmark.shown_change
-        least = benchmark.minimum_detectable_change
-        if benchmark.verdict in ("forgotten", "improved"):
-            largest = max(-change.low, change.high)  # a fall or a rise
-            significant.append(f"{100 * largest:.1f} points in {name}")
-        elif n_flips and benchmark.n >= FEWEST_TO_TELL and not isnan(least):
-            hidden.append(f"{100 * least:.1f} points in {name}")
+    benchmarks = findings.benchmarks
+    n_flips = {n: int(sum(b.primary.difference.changes != 0)) for n, b in benchmarks.items()}
     same = f"Both logs are from the same model, {base.model}"
-    if not has_flips:
+    if not any(n_flips.values()):
         yield (
             f"{same}, and no answer flips. So if answers of a tuned model flip, its weights are "
             "the cause."
         )
         return
+    flips = [f"{n_flips[name]:,} of {b.n:,} in {name}" for name, b in benchmarks.items()]
     yield f"{same}, but answers flip: {', '.join(flips)}."
+    significant = list[str]()  # how large the changes of some benchmarks may be
+    hidden = list[str]()  # below what size a true change may go unnoticed on others
+    for name, benchmark in benchmarks.items():
+        change = benchmark.shown_change
+        least = benchmark.minimum_detectable_change
+        if benchmark.verdict in ("forgotten", "improved"):
+            largest = max(-change.low, change.high)  # a fall or a rise
+            significant.append(f"{100 * largest:.1f} points in {name}")
+        elif n_flips[name] and benchmark.n >= FEWEST_TO_TELL and not isnan(least):
+            hidden.append(f"{100 * least:.1f} points in {name}")
     if significant:
         yield (
             "More answers flip in one direction than chance explains. So the engine alone may "
