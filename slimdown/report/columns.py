@@ -95,12 +95,13 @@ def name_levels(rows: Iterable[Row]) -> list[Row]:
     if all(cell.verdict != "retained" for row in rows for cell in row.cells.values()):
         return rows
 
-    def head(column: Column) -> Column:
+    def name_level(column: Column) -> Column:
+        """Return the column with the levels in its heading if it shows the changes."""
         is_change = column.heading == CHANGE
         return replace(column, heading="change [95 %, = 90 %]") if is_change else column
 
     return [
-        replace(row, cells={head(column): cell for column, cell in row.cells.items()})
+        replace(row, cells={name_level(column): cell for column, cell in row.cells.items()})
         for row in rows
     ]
 
