@@ -156,16 +156,16 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
 def describe_outcome(gate: Gate) -> str:
     """Write the line that comes first: the outcome of a gate, and the loss that decides it."""
     word = OUTCOMES[gate.outcome]
-    outcome = overall_outcome(gate.checks)  # without the mean of the retained benchmarks
-    if gate.mean and gate.is_worse and outcome is not Outcome.beyond:
+    budgets_outcome = overall_outcome(gate.checks)  # without the mean of the retained benchmarks
+    if gate.mean and gate.is_worse and budgets_outcome is not Outcome.beyond:
         # Only the mean makes the gate fail: no single budget is exceeded.
         least = f"at least {-100 * gate.mean.high:.1f} points"
         return f"{word}: the retained benchmarks lost {least} on average, and may lose nothing."
-    deciding = [check for check in gate.checks if check.outcome is outcome]
+    deciding = [check for check in gate.checks if check.outcome is budgets_outcome]
     counts = ""
     if len(gate.checks) > 1:
         # A gate passes only if all budgets do, so "2 of 2" would say nothing new.
-        share = f"{len(deciding):,} of " if outcome is not Outcome.within else ""
+        share = f"{len(deciding):,} of " if budgets_outcome is not Outcome.within else ""
         counts = f" ({share}{len(gate.checks):,} budgets)"
     # The loss that is furthest beyond its budget, or nearest to it if all are within. A bound is a
     # change, negative for a loss, so the sum is the room that the budget leaves.
@@ -539,7 +539,7 @@ def describe_noise(findings: Findings) -> Iterator[str]:
     if not (base and tuned and base.model and base.model == tuned.model):
         return
     benchmarks = findings.benchmarks
-    n_flips = {n: int(sum(b.primary.difference.changes != 0)) for n, b in benchmarks.items()}
+    n_flips = {name: int(sum(b.primary.difference.changes != 0)) for name, b in benchmarks.items()}
     same = f"Both logs are from the same model, {base.model}"
     if not any(n_flips.values()):
         yield (
