@@ -345,11 +345,11 @@ def _cut_names(table: Table, surplus: int) -> Table:
     for row in table.rows:
         cells = {}
         for column, cell in row.cells.items():
-            if column not in room:
+            if column in room:
+                cut_column = replace(column, heading=cut_name(column.heading, room[column]))
+                cells[cut_column] = replace(cell, text=cut_name(cell.text, room[column]))
+            else:
                 cells[column] = cell
-                continue
-            cut_column = replace(column, heading=cut_name(column.heading, room[column]))
-            cells[cut_column] = replace(cell, text=cut_name(cell.text, room[column]))
         rows.append(replace(row, cells=cells))
     return replace(table, rows=rows)
 
