@@ -36,6 +36,10 @@ from slimdown.stats.seeds import ENOUGH_SEEDS
 _FIRST_OUT = 1_000  # the `leave_out_rank` of a column that is left out before any benchmark
 _MOST_SHOWN = 3  # settings named above the table, and significant differences named below it
 _MODEL = ("model.id", "quantization", "model.dtype")  # the settings that tell base models apart
+_NO_SEEDS = (
+    "These runs measured finished models, so there are no seeds over which values could be "
+    "compared. To compare two of them question by question: slimdown compare RUN RUN --paired"
+)
 
 
 def describe_briefly(
@@ -63,9 +67,10 @@ def describe_briefly(
     if varied_settings:
         headings = [f"Varied: {varied}. {meaning_of_numbers}."]
         headings += _describe_other_differences(comparison, varied_settings)
-    headings += _describe_base(comparison)
-    runs = [run for row in comparison.rows for run in row.runs]
-    headings += describe_model_differences(runs)
+    base_models = {_name_model(row) for row in comparison.rows}
+    if len(base_models) == 1 and (base_model := base_models.pop()):  # empty: none is recorded
+        headings.append(f"Base model: {base_model}.")
+    headings += describe_model_differences([run for row in comparison.rows for run in row.runs])
     table = _make_table(comparison, judged[:n_shown], by)
     return headings, replace(table, notes=tuple(notes))
 
@@ -93,13 +98,6 @@ def _describe_other_differences(comparison: Comparison, varied: Sequence[str]) -
         if len(others) > _MOST_SHOWN:
             named.append(f"{len(others) - _MOST_SHOWN:,} more settings (--all)")
         yield f"The runs also differ in {', '.join(named)}."
-
-
-def _describe_base(comparison: Comparison) -> Iterator[str]:
-    """Name the base model if all rows have the same one; otherwise yield nothing."""
-    models = {_name_model(row) for row in comparison.rows}
-    if len(models) == 1 and (model := models.pop()):
-        yield f"Base model: {model}."
 
 
 def _name_model(row: Configuration) -> str:
@@ -137,9 +135,8 @@ def _make_table(
         base = _name_model(configuration), rounded
         if base not in shown_bases:
             shown_bases.append(base)
-            base_cells = {column: Cell() for column in label}
-            first_column = next(iter(label))
-            base_cells[first_column] = Cell("base")
+            # The word "base" stands in the first column; the others that name rows stay empty.
+            base_cells = dict.fromkeys(label, Cell()) | {next(iter(label)): Cell("base")}
             for name, column in number_columns.items():
                 base_cells[column] = _show_score(scores.get(name))
             rows.append(Row(base_cells, is_secondary=True))
@@ -166,9 +163,8 @@ def _rank_benchmarks(comparison: Comparison) -> dict[str, int]:
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
     targets = [name for name, role in roles.items() if role is Role.target]
     worst_changes = {}
-    for name in comparison.benchmarks:
-        if targets == [name]:
-            continue
+    droppable = [name for name in comparison.benchmarks if targets != [name]]
+    for name in droppable:
         changes = [row.changes[name].change.value for row in comparison.rows if name in row.changes]
         worst_changes[name] = min((value for value in changes if not isnan(value)), default=inf)
     # The highest rank is left out first, so the largest loss gets the lowest one.
@@ -200,26 +196,25 @@ def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Co
             added if they differ.
     """
     rows = comparison.rows
+    shown_settings = [*settings]
     for key in _MODEL:
         if key not in settings and len({row.settings.get(key) for row in rows}) > 1:
-            settings = [*settings, key]
-    values = {key: [row.settings.get(key) or EMPTY for row in rows] for key in settings}
+            shown_settings.append(key)
+    values = {key: [row.settings.get(key) or EMPTY for row in rows] for key in shown_settings}
     # By setting, what each row shows: paths lack the folders that all of them begin with.
     short_values = {key: drop_shared_beginning(texts, "/") for key, texts in values.items()}
     combinations = {*zip(*short_values.values(), strict=True)}
-    settings_are_enough = len(combinations) == len(rows)
-    names = [row.given_name or EMPTY for row in rows]
-    has_given_names = len({*names}) > 1
-    if not has_given_names:
-        names = [] if settings_are_enough else [row.name for row in rows]
     # Names that a user gave stay on a narrow console. Names of runs are left out first.
-    name_rank = 0 if has_given_names else _FIRST_OUT
+    names, name_rank = [row.given_name or EMPTY for row in rows], 0
+    if len({*names}) == 1:  # no user gave names, or all rows have the same
+        settings_are_enough = len(combinations) == len(rows)
+        names = [] if settings_are_enough else [row.name for row in rows]
+        name_rank = _FIRST_OUT
     labels = []
     for number, row in enumerate(rows):
         cells = {Column("run"): Cell(row.id_or_count)}
         if names:
-            column = Column("name", is_name=True, leave_out_rank=name_rank)
-            cells[column] = Cell(names[number])
+            cells[Column("name", is_name=True, leave_out_rank=name_rank)] = Cell(names[number])
         for key, texts in short_values.items():
             cells[Column(key, is_name=True)] = Cell(texts[number])
         labels.append(cells)
@@ -227,41 +222,42 @@ def _label_rows(comparison: Comparison, settings: Sequence[str]) -> list[dict[Co
 
 
 def describe_choice(comparison: Comparison) -> Iterator[str]:
-    """Say which checkpoint to take, and how a choice is confirmed.
+    """Say which checkpoint to take, and how to confirm a choice on held-out questions.
 
-    If the rows are no checkpoints of one training, only the second is said, and that only if
-    questions were held out to confirm a choice.
+    If the rows are not checkpoints of one training, say only how to confirm a choice, and nothing
+    if no questions were held out.
     """
-    if read_steps(comparison):
-        chosen = choose_checkpoint(comparison)
-        if not chosen:
-            yield "No checkpoint has all its measured losses within their budgets."
-            return
-        rise = format_number(100 * chosen.learned, "+.1f")  # points
-        if chosen.learned <= 0:
-            yield (
-                "Among the steps whose measured losses are within their budgets, none improved the "
-                f"targets (the best is step {chosen.step:,}: {rise} points). Train longer, or ask "
-                "more questions."
-            )
-            return
-        reason = f"its targets improved most ({rise} points)"
-        if isnan(chosen.learned):  # no target was asked, so nothing says what was learned
-            reason = "it is the last one (no target was measured)"
-        yield (
-            f"Take step {chosen.step:,}: among the steps whose measured losses are within their "
-            f"budgets, {reason}."
-        )
+    if not read_steps(comparison):
         if comparison.holds_out:
-            run_id = chosen.row.runs[0].run_id[:8]
-            yield f"Next, confirm it on the held-out questions: slimdown compare {run_id} --confirm"
-        else:
-            yield (
-                "If you want to confirm your choice on held-out questions, measure the checkpoints "
-                "with evaluation.holdout=0.5."
-            )
-    elif comparison.holds_out:
-        yield HOW_TO_CONFIRM
+            yield HOW_TO_CONFIRM
+        return
+    chosen = choose_checkpoint(comparison)
+    if not chosen:
+        yield "No checkpoint has all its measured losses within their budgets."
+        return
+    rise = format_number(100 * chosen.learned, "+.1f")  # points
+    if chosen.learned <= 0:  # not so if it is nan
+        yield (
+            "Among the steps whose measured losses are within their budgets, none improved the "
+            f"targets (the best is step {chosen.step:,}: {rise} points). Train longer, or ask "
+            "more questions."
+        )
+        return
+    reason = f"its targets improved most ({rise} points)"
+    if isnan(chosen.learned):  # no target was asked, so nothing says what was learned
+        reason = "it is the last one (no target was measured)"
+    yield (
+        f"Take step {chosen.step:,}: among the steps whose measured losses are within their "
+        f"budgets, {reason}."
+    )
+    if comparison.holds_out:
+        run_id = chosen.row.runs[0].run_id[:8]
+        yield f"Next, confirm it on the held-out questions: slimdown compare {run_id} --confirm"
+    else:
+        yield (
+            "If you want to confirm your choice on held-out questions, measure the checkpoints "
+            "with evaluation.holdout=0.5."
+        )
 
 
 def find_settings(comparison: Comparison, by: str | None = None) -> list[str]:
@@ -277,9 +273,7 @@ def find_settings(comparison: Comparison, by: str | None = None) -> list[str]:
     # `find_varied` leaves the seed out. Rows only differ in it if none is a mean over seeds.
     if "seed" in keys:
         varied = [*varied, "seed"]
-    if not by:
-        return varied
-    return [by, *(key for key in varied if key != by)]
+    return [by, *(key for key in varied if key != by)] if by else varied
 
 
 def order_by_settings(comparison: Comparison, by: str | None = None) -> Comparison:
@@ -297,7 +291,17 @@ def head_comparison(comparison: Comparison, by: str | None = None) -> tuple[str,
         The varied settings ("lora.r, seed"), or "runs" if nothing was varied. And sentences on the
         seeds and the units of the numbers, without the last full stop.
     """
-    return ", ".join(find_settings(comparison, by)) or "runs", _describe_seeds(comparison)
+    varied = ", ".join(find_settings(comparison, by)) or "runs"
+    counts = sorted({len(row.runs) for row in comparison.rows})  # of seeds
+    means, scope = "one seed", "A verdict holds for that training run only"
+    if counts[-1] > 1:
+        n_seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        means = f"the mean over {n_seeds} seeds"
+        scope = "Verdicts over several seeds generalise to new seeds"
+    return varied, (
+        f"Each row is {means}. Changes are in percentage points against the base model, whose row "
+        f"shows scores in percent. {scope}"
+    )
 
 
 def head_columns(comparison: Comparison) -> dict[str, str]:
@@ -315,20 +319,6 @@ def head_columns(comparison: Comparison) -> dict[str, str]:
     if sum(roles[name] is Role.retained for name in names) > 1:
         headings[KEPT] = KEPT
     return headings
-
-
-def _describe_seeds(comparison: Comparison) -> str:
-    """Say of how many seeds the numbers are means, and what their verdicts hold for."""
-    counts = sorted({len(row.runs) for row in comparison.rows})
-    means, scope = "one seed", "A verdict holds for that training run only"
-    if counts[-1] > 1:
-        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        means = f"the mean over {seeds} seeds"
-        scope = "Verdicts over several seeds generalise to new seeds"
-    return (
-        f"Each row is {means}. Changes are in percentage points against the base model, whose row "
-        f"shows scores in percent. {scope}"
-    )
 
 
 def list_tested(comparison: Comparison, by: str | None = None) -> list[str]:
@@ -360,17 +350,10 @@ def describe_claims(
     if "seed" in find_settings(comparison):  # rows may be single seeds; tests need them grouped
         comparison = sort_by_setting(group_rows(comparison), tested_settings[0])
     found = find_differences(comparison, *tested_settings)
-    if not found.tested and all(row.settings.get("tuned") for row in comparison.rows):
-        yield (
-            "These runs measured finished models, so there are no seeds over which values could be "
-            "compared. To compare two of them question by question: slimdown compare RUN RUN "
-            "--paired"
-        )
-        return
     if not found.tested:
-        yield found.reason
+        are_finished_models = all(row.settings.get("tuned") for row in comparison.rows)
+        yield _NO_SEEDS if are_finished_models else found.reason
         return
-    n_significant = len(found.shown)
     claims = list[str]()
     for difference in found.shown[:most]:
         value = difference.value
@@ -382,20 +365,19 @@ def describe_claims(
             f"{value} is {difference.points} points {difference.side} {difference.other} on "
             f"{benchmark}{difference.where} ({p_name} {_show_p_value(difference.p_value)})"
         )
-    if n_significant > most:
-        claims.append(f"{pluralize(n_significant - most, 'more difference')} (--all)")
-    if n_significant:
-        has_others = n_significant < len(found.tested)
+    if len(found.shown) > most:
+        claims.append(f"{pluralize(len(found.shown) - most, 'more difference')} (--all)")
+    if claims:
+        has_others = len(found.shown) < len(found.tested)
         rest = " No other difference is significant." if has_others else ""
         yield f"Significant differences: {'; '.join(claims)}.{rest}"
     else:
-        names = " or ".join(tested_settings)
         clearest = found.tested[0]  # the one with the smallest p-value
         benchmark = headings.get(clearest.benchmark, clearest.benchmark)
-        p_value = _show_p_value(clearest.p_value)
         yield (
-            f"No difference between the values of {names} is significant (smallest corrected p "
-            f"{p_value}, on {benchmark}). More seeds may reveal one."
+            f"No difference between the values of {' or '.join(tested_settings)} is significant "
+            f"(smallest corrected p {_show_p_value(clearest.p_value)}, on {benchmark}). More seeds "
+            "may reveal one."
         )
     if found.has_few_seeds:
         yield (

@@ -95,12 +95,13 @@ def name_levels(rows: Iterable[Row]) -> list[Row]:
     if all(cell.verdict != "retained" for row in rows for cell in row.cells.values()):
         return rows
 
-    def head(column: Column) -> Column:
+    def name_level(column: Column) -> Column:
+        """Return the column with the levels in its heading if it shows the changes."""
         is_change = column.heading == CHANGE
         return replace(column, heading="change [95 %, = 90 %]") if is_change else column
 
     return [
-        replace(row, cells={head(column): cell for column, cell in row.cells.items()})
+        replace(row, cells={name_level(column): cell for column, cell in row.cells.items()})
         for row in rows
     ]
 
@@ -177,21 +178,17 @@ def _show_score(index: int) -> Callable[[FindingRow], Cell]:
 
 def _show_change(row: FindingRow) -> Cell:
     """Show the change in points; that of the primary metric with the interval of its verdict."""
-    difference = row.change.difference
-    shown = row.benchmark.shown_change  # of the primary metric
-    points = format_points(shown if row.is_primary else difference)
-    values: dict[str, Any] = {
-        "change": difference.value,
-        "change_stderr": difference.standard_error,
-        "change_low": difference.low,
-        "change_high": difference.high,
-    }
+    change = row.change.difference  # with its 95 % interval
+    shown = change
+    values: dict[str, Any] = {"change": change.value, "change_stderr": change.standard_error}
+    values |= {"change_low": change.low, "change_high": change.high}
     if row.is_primary:
+        shown = row.benchmark.shown_change  # with the interval of the verdict
         values |= {"shown_low": shown.low, "shown_high": shown.high}
         values["shown_level"] = row.benchmark.shown_level
     counts = row.change.counts  # None if a score is not 0 or 1
     values |= {"lost": counts.lost if counts else None, "gained": counts.gained if counts else None}
-    return Cell(*points, sort_key=difference.value, values=values)
+    return Cell(*format_points(shown), sort_key=change.value, values=values)
 
 
 def _show_verdict(row: FindingRow) -> Cell:
@@ -226,8 +223,8 @@ def _show_cause(row: FindingRow) -> Cell:
 
 
 def _show_p_value(row: FindingRow) -> Cell:
-    p_value, equivalence = row.benchmark.p_value, row.benchmark.equivalence_p_value
-    values = {"p_value": p_value, "equivalence_p_value": equivalence}
+    p_value = row.benchmark.p_value
+    values = {"p_value": p_value, "equivalence_p_value": row.benchmark.equivalence_p_value}
     if row.benchmark.role is Role.watched:  # nothing is claimed about it, so people see no p-value
         return Cell(values=values)
     return Cell(formatting.format_p_value(p_value), sort_key=p_value, values=values)
@@ -280,8 +277,8 @@ def _show_mean_outcome(gate: Gate) -> Cell:
     return Cell(shown, values={"outcome": outcome})
 
 
-def _for_primary_metric(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
-    """Leave the cell of a further metric empty: only the primary one is judged."""
+def _if_primary(show: Callable[[FindingRow], Cell]) -> Callable[[FindingRow], Cell]:
+    """Return what shows a cell as `show` does, but an empty one in rows of further metrics."""
     return lambda row: show(row) if row.is_primary else Cell()
 
 
@@ -300,30 +297,24 @@ COLUMNS: tuple[FindingColumn, ...] = (
         holds_shares=True,
         show_mean=_show_mean_change,
     ),
-    FindingColumn("verdict", show=_for_primary_metric(_show_verdict), metrics=()),
+    FindingColumn("verdict", show=_if_primary(_show_verdict), metrics=()),
     _number_column(
-        "budget",
-        "points",
-        show=_for_primary_metric(_show_budget),
-        metrics=(),
-        show_mean=_show_mean_outcome,
+        "budget", "points", show=_if_primary(_show_budget), metrics=(), show_mean=_show_mean_outcome
     ),
-    FindingColumn("main cause of loss", places=_DETAIL, show=_for_primary_metric(_show_cause)),
-    _number_column("p", "corrected", places=_DETAIL, show=_for_primary_metric(_show_p_value)),
-    _number_column(
-        "forgetting rate", "[95 %]", places=_DETAIL, show=_for_primary_metric(_show_rate)
-    ),
+    FindingColumn("main cause of loss", places=_DETAIL, show=_if_primary(_show_cause)),
+    _number_column("p", "corrected", places=_DETAIL, show=_if_primary(_show_p_value)),
+    _number_column("forgetting rate", "[95 %]", places=_DETAIL, show=_if_primary(_show_rate)),
     _number_column(
         "paper’s metric",
         "± standard error [95 %]",
         places=NOT_BRIEF,
-        show=_for_primary_metric(_show_paper_metric),
+        show=_if_primary(_show_paper_metric),
         holds_shares=True,
     ),
     FindingColumn(
         "bits per byte",
         places=NOT_BRIEF,
-        show=_for_primary_metric(_show_bits),
+        show=_if_primary(_show_bits),
         metrics=("bits_per_byte_base", "bits_per_byte_tuned"),
     ),
 )

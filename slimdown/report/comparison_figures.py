@@ -49,19 +49,8 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
     if not settings or not 1 < len(grouped.rows) <= _MOST_DRAWN:
         return []
     grouped = order_by_settings(grouped, by)
-    headings = head_columns(grouped)  # by column: `learned`, benchmarks, `kept`
-    axis_setting, *other_settings = settings
-    steps = [f"{step:,}" for step in read_steps(grouped)]  # empty unless the rows are checkpoints
-    values = [row.settings.get(axis_setting, EMPTY) for row in grouped.rows]
-    labels = steps or drop_shared_beginning(values, "/")
-    # By column, a mean for each row; nan if the row did not measure this column.
-    columns: dict[str, list[DrawnMean]] = {name: [] for name in headings}
-    judged_rows = judge_configurations(grouped)
-    for row, label, judged in zip(grouped.rows, labels, judged_rows, strict=True):
-        others = " ".join(f"{key}={row.settings.get(key, EMPTY)}" for key in other_settings)
-        for name in headings:
-            mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
-            columns[name].append(DrawnMean(label, others, _list_seeds(row, name), mean))
+    columns = _collect_means(grouped, settings)
+    headings = head_columns(grouped)
     panels = {
         headings[name]: means
         for name, means in columns.items()
@@ -69,10 +58,32 @@ def draw_comparison(comparison: Comparison, by: str | None = None) -> list[PageF
     }
     if not panels:
         return []
-    figure = draw_seeds(axis_setting, panels)
-    phone_figure = draw_seeds(axis_setting, panels, PHONE_WIDTH)
-    seeds_figure = (figure, phone_figure, _SEEDS_CAPTION)
-    return [seeds_figure, *_draw_learned(grouped, axis_setting, columns)]
+    draw = partial(draw_seeds, settings[0], panels)
+    seeds_figure = (draw(), draw(PHONE_WIDTH), _SEEDS_CAPTION)
+    return [seeds_figure, *_draw_learned(grouped, settings[0], columns)]
+
+
+def _collect_means(grouped: Comparison, settings: list[str]) -> dict[str, list[DrawnMean]]:
+    """Return by column (`learned`, benchmarks, `kept`) a mean for each row.
+
+    The mean is nan if the row did not measure the column.
+
+    Args:
+        grouped: The compared runs, grouped by seed.
+        settings: The varied settings. The values of the first one label the means.
+    """
+    axis_setting, *other_settings = settings
+    steps = [f"{step:,}" for step in read_steps(grouped)]  # empty unless the rows are checkpoints
+    values = [row.settings.get(axis_setting, EMPTY) for row in grouped.rows]
+    labels = steps or drop_shared_beginning(values, "/")
+    columns: dict[str, list[DrawnMean]] = {name: [] for name in head_columns(grouped)}
+    judged_rows = judge_configurations(grouped)
+    for row, label, judged in zip(grouped.rows, labels, judged_rows, strict=True):
+        others = " ".join(f"{key}={row.settings.get(key, EMPTY)}" for key in other_settings)
+        for name, means in columns.items():
+            mean = judged[name].shown if name in judged else Estimate(nan, nan, nan, nan)
+            means.append(DrawnMean(label, others, _list_seeds(row, name), mean))
+    return columns
 
 
 def _draw_learned(
@@ -100,13 +111,14 @@ def _draw_learned(
             replace(kept_mean, mean=Estimate(row.learned_loss, nan, nan, nan))
             for kept_mean, row in zip(kept, comparison.rows, strict=True)
         ]
-    drawn_learned, drawn_kept = list[DrawnMean](), list[DrawnMean]()
-    for learned_mean, kept_mean in zip(learned, kept, strict=True):
-        if isfinite(learned_mean.mean.value) and isfinite(kept_mean.mean.value):
-            drawn_learned.append(learned_mean)
-            drawn_kept.append(kept_mean)
-    if len(drawn_kept) < 2:
+    pairs = [
+        pair
+        for pair in zip(learned, kept, strict=True)
+        if all(isfinite(drawn.mean.value) for drawn in pair)
+    ]
+    if len(pairs) < 2:
         return []
+    drawn_learned, drawn_kept = zip(*pairs, strict=True)
     draw = partial(draw_learned_and_kept, setting, drawn_learned, drawn_kept, unit)
     return [(draw(), draw(PHONE_WIDTH), _LEARNED_CAPTION)]
 
@@ -121,25 +133,24 @@ def _find_only(
 def _list_seeds(row: Configuration, name: str) -> list[float]:
     """Return the change of each seed in a column, a share; seeds that lack it are left out.
 
-    The column is a benchmark's, or `learned` or `kept`. These two average, for each seed, the
-    benchmarks that the row's own mean averages (`Configuration.target` and `retained`): those of
-    the role whose metrics are comparable, without those that are unclear in any run.
+    The column is a benchmark's, or `learned` or `kept`, which average several benchmarks.
     """
-    names = [name]
-    if name in (LEARNED, KEPT):
-        role = Role.target if name == LEARNED else Role.retained
-        changes_of_role = [
-            (benchmark, change)
-            for run in row.runs
-            for benchmark, change in run.changes.items()
-            if change.role is role
-        ]
-        unclear = {benchmark for benchmark, change in changes_of_role if not change.is_measured}
-        comparable = list_comparable({name: change.metric for name, change in changes_of_role})
-        names = [benchmark for benchmark in comparable if benchmark not in unclear]
-    values = []
+    role = {LEARNED: Role.target, KEPT: Role.retained}.get(name)
+    benchmarks = _list_averaged(row, role) if role else [name]
+    changes_of_seeds = []
     for run in row.runs:
-        changes = [run.changes[benchmark] for benchmark in names if benchmark in run.changes]
+        changes = [run.changes[benchmark] for benchmark in benchmarks if benchmark in run.changes]
         if changes:
-            values.append(fmean(change.primary.difference.value for change in changes))
-    return values
+            changes_of_seeds.append(fmean(change.primary.difference.value for change in changes))
+    return changes_of_seeds
+
+
+def _list_averaged(row: Configuration, role: Role) -> list[str]:
+    """Return the benchmarks that the mean of a role averages, as `Configuration.target` does.
+
+    Their metrics are comparable, and the changes of all runs on them are measured.
+    """
+    changes = [pair for run in row.runs for pair in run.changes.items() if pair[1].role is role]
+    comparable = list_comparable({name: change.metric for name, change in changes})
+    unmeasured = {name for name, change in changes if not change.is_measured}
+    return [name for name in comparable if name not in unmeasured]

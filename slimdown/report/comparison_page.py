@@ -62,12 +62,9 @@ def comparison_table(
     n_shown = max_rows or len(comparison.rows)
     for row, means in list(zip(comparison.rows, judged, strict=True))[:n_shown]:
         run_cells = _show_run(row, are_unique)
-        setting_cells = _show_settings(comparison, row, settings)
-        change_cells = _show_changes(row, means, headings)
-        if are_unique:  # the settings name the rows, and the runs come last
-            rows.append(Row(setting_cells | change_cells | run_cells))
-        else:
-            rows.append(Row(run_cells | setting_cells | change_cells))
+        cells = _show_settings(comparison, row, settings) | _show_changes(row, means, headings)
+        # If the settings name the rows, the runs come last.
+        rows.append(Row(cells | run_cells if are_unique else run_cells | cells))
     if len(rows) < len(comparison.rows):
         notes = (f"Add --rows 0 to see all {len(comparison.rows):,} rows.", *notes)
     notes = (*notes, *comparison.notes, *_describe_corrections(comparison, judged))
@@ -217,28 +214,28 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
     change = row.changes.get(name)  # None for `learned` and `kept`
     role_mean = row.target if name == LEARNED else row.retained
     uncorrected = change.change if change else role_mean
+    shown = judged.shown  # with the interval that agrees with the corrected verdict
     values: dict[str, Any] = {f"{name}.change": uncorrected.value}
     values |= {f"{name}.change_{key}": getattr(uncorrected, key) for key in _UNCERTAINTIES}
-    shown = judged.shown  # with the interval that agrees with the corrected verdict
-    verdict = judged.verdict
-    correction = stopped = ""
     if change:
         keys = ("n", "p_value", "verdict", "forgetting_rate")
         values |= {f"{name}.{key}": getattr(change, key) for key in keys}
-        if len(row.runs) == 1 and (findings := row.runs[0].findings):
-            verdict = findings.benchmarks[name].verdict
-            if judged.verdict is not verdict:
-                correction = f" → {judged.verdict} {text.CORRECTED}"
-        stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
     values |= {f"{name}.shown_low": shown.low, f"{name}.shown_high": shown.high}
     values[f"{name}.verdict_corrected"] = str(judged.verdict or "")
     if isnan(shown.value):
         return Cell(EMPTY, values=values)
+    verdict, correction, detail = judged.verdict, "", ""
+    if change and len(row.runs) == 1 and (findings := row.runs[0].findings):
+        verdict = findings.benchmarks[name].verdict
+        if judged.verdict is not verdict:
+            correction = f" → {judged.verdict} {text.CORRECTED}"
+    if change and change.is_stopped:
+        detail = f"after {format_count(change.n, change.n_available)}"
     points, interval = format_points(shown)
     return Cell(
         points,
         interval,
-        detail=stopped,
+        detail=detail,
         verdict=str(verdict or ""),
         correction=correction,
         sort_key=shown.value,
@@ -289,25 +286,26 @@ def scales_table(
     """
     first = points[0].findings
     curves = build_simultaneous_curves(points)  # by benchmark, each scale with the change there
+    scales = [0.0, *(point.scale for point in points)]
+    # The base has the loss before the training, which is the same in the findings of all points.
+    trainings = [first.training, *(point.findings.training for point in points)]
     rows: list[dict[Column, Cell]] = []  # the base, then one for each point
-    for number, scale in enumerate((0.0, *(point.scale for point in points))):
+    for scale, training in zip(scales, trainings, strict=True):
         is_chosen = scale == chosen
         values: dict[str, Any] = {"scale": scale, "is_chosen": is_chosen}
         cell = Cell(f"{scale:g}{' ←' if is_chosen else ''}", sort_key=scale, values=values)
         rows.append({Column("scale", is_number=True): cell})
-        # The row of scale 0 shows the loss before the training, which all points have.
-        training = points[max(0, number - 1)].findings.training
         if training:  # None if another tool trained the model
-            loss = training.validation_loss_after if number else training.validation_loss_before
+            loss = training.validation_loss_after if scale else training.validation_loss_before
             cell = Cell(format_number(loss, ".3f"), sort_key=loss, values={"validation_loss": loss})
-            rows[number][Column("validation loss", "nats per token", is_number=True)] = cell
+            rows[-1][Column("validation loss", "nats per token", is_number=True)] = cell
     for name, curve in curves.items():
         benchmark = first.benchmarks[name]
-        base_score = benchmark.primary.base.value
         heading = text.mark_target(name, benchmark.role)
         column = Column(heading, "points [95 %]", is_number=True)
         # The base's row shows a score to people. For programs its change is 0.
-        rows[0][column] = Cell(f"{100 * base_score:.1f} %", values={f"{name}.change": 0.0})
+        score = f"{100 * benchmark.primary.base.value:.1f} %"
+        rows[0][column] = Cell(score, values={f"{name}.change": 0.0})
         for row, (_, change) in zip(rows[1:], curve, strict=True):
             row[column] = make_change_cell(change, f"{name}.change")
     notes = (f"Questions: {first.part}.",) if first.part else ()

@@ -166,20 +166,19 @@ class _Pace:
     detail: str = ""  # a few words, such as the loss or the benchmark
 
     def update(self, done: int, total: int, detail: str) -> None:
-        """Take a report of progress.
-
-        If the total changes or fewer are done, something new has begun, such as the next benchmark.
-        The pace so far says nothing about it, so older reports are forgotten.
-        """
-        now, recent = monotonic(), self.recent
+        """Take a report of progress: how many are done, how many there are, and a few words."""
+        time, recent = monotonic(), self.recent
+        # If the total changes or fewer are done, something new has begun, such as the next
+        # benchmark. The pace so far says nothing about it, so older reports are forgotten.
         if recent and (total != self.total or done < recent[-1][1]):
             recent.clear()
         # The answers of a batch are reported one by one, at nearly the same time. They become one
-        # report: it has the time of the first and the number of the last.
-        if len(recent) > 1 and now - recent[-1][0] < 1:
-            now, _ = recent.pop()
+        # report: it has the time of the first and the number of the last. A report
+        # alone stays, because a pace needs two.
+        if len(recent) > 1 and time - recent[-1][0] < 1:
+            time, _ = recent.pop()
         if not recent or done > recent[-1][1]:
-            recent.append((now, done))
+            recent.append((time, done))
         self.total, self.detail = total, detail
 
     def __str__(self) -> str:
@@ -237,8 +236,7 @@ class RunProgress:
             base_evaluation: With the seconds that the base took for each benchmark.
             served: The benchmarks that the tuned model is asked again, as it will be served.
         """
-        benchmarks = base_evaluation.benchmarks.items()
-        seconds = {name: benchmark.seconds for name, benchmark in benchmarks}
+        seconds = {name: result.seconds for name, result in base_evaluation.benchmarks.items()}
         self.expected["tuned"] = sum(seconds.values())
         self.expected["served"] = sum(seconds[name] for name in served)
 

@@ -14,7 +14,7 @@ from math import ceil, isfinite
 from typing import Any
 from unittest.mock import patch
 
-from slimdown.judging.findings import Findings
+from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.stages import StageFindings
 from slimdown.report.formatting import cut_name, format_number, visible
 from slimdown.report.verdict_styles import find_style
@@ -62,9 +62,8 @@ def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
         color = verdict_style.color
         if benchmark.verdict:  # a watched one has no margin
             margin = 100 * benchmark.margin
-            band = Rectangle((-margin, row - 0.5), 2 * margin, 1)
-            band.set(color=INK, alpha=0.08, linewidth=0)
-            axes.add_patch(band)
+            corner = (-margin, row - 0.5)
+            axes.add_patch(Rectangle(corner, 2 * margin, 1, color=INK, alpha=0.08, linewidth=0))
         axes.plot([100 * change.low, 100 * change.high], [row, row], color=color, linewidth=2)
         axes.plot([100 * change.value], [row], marker=verdict_style.marker, color=color, ms=7)
         if width == WIDTH and benchmark.verdict:  # on a phone it stands below the name
@@ -153,7 +152,7 @@ def _draw_seeds_and_means(
     """
     # Only numbers and checkpoints ("out/checkpoint-50") have an order for a line to follow.
     is_ordered = all(re.search(r"\d/?$", value) for value in values)
-    curves: dict[str, list[tuple[float, float]]] = {}  # the drawn means by the other settings
+    curves: dict[str, list[tuple[float, float]]] = {}  # places of the means, by other settings
     for drawn in means:
         group = combinations.index(drawn.other_settings)
         color = _COLORS[group % 6]
@@ -217,9 +216,8 @@ def draw_learned_and_kept(
         axes.errorbar(across, up, **arms, fmt="none", ecolor=(color, 0.35), elinewidth=1)
         axes.plot(across, up, "o", color=color, markersize=6)
         for (drawn, _), x, y in zip(group_pairs, across, up, strict=True):
-            axes.annotate(
-                cut_name(visible(drawn.value), 24), (x, y), (5, 5), textcoords="offset points"
-            )
+            label = cut_name(visible(drawn.value), 24)
+            axes.annotate(label, (x, y), (5, 5), textcoords="offset points")
     axes.set_xlim(*_find_limits([drawn.mean.value for drawn in kept]))
     axes.set_ylim(*_find_limits([drawn.mean.value for drawn in learned]))
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
@@ -242,8 +240,8 @@ def _find_limits(shares: Sequence[float]) -> tuple[float, float]:
 def _show_colors(figure: Figure, combinations: Sequence[str]) -> None:
     """Add a legend that names the settings of each color; nothing if there is only one."""
     if len(combinations) > 1:
-        styles: list[dict[str, Any]] = [{"color": _COLORS[i % 6]} for i in range(len(combinations))]
-        lines = [Line2D([], [], marker="o", ls="", **style) for style in styles]
+        colors = [_COLORS[i % 6] for i in range(len(combinations))]
+        lines = [Line2D([], [], marker="o", linestyle="", color=color) for color in colors]
         names = [_cut(name, 60) for name in combinations]
         figure.legend(lines, names, loc="outside lower center", ncols=2)
 
@@ -297,20 +295,7 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
     for number, name in enumerate(stages.benchmarks, start=1):
         axes = figure.add_subplot(n_down, n_across, number)
         # `list_changes` also gives the change from the first stage to the last: it has no bar.
-        changes = [change for _, change in stages.list_changes(name)[: len(stages.steps)]]
-        score = 100 * changes[0].primary.base.value
-        axes.plot([-0.35, 0.35], [score, score], color=INK, linewidth=2.5)
-        for place, change in enumerate(changes, start=1):  # the first stage is at place 0
-            color = find_style(change.verdict).color
-            rise = 100 * change.primary.difference.value
-            arms = _measure_arms([change.shown_change])
-            # A dotted line carries the score of the stage before over to this bar.
-            axes.plot([place - 0.65, place + 0.35], [score, score], ":", color=INK, linewidth=0.8)
-            bar = Rectangle((place - 0.35, score), 0.7, rise, color=color, alpha=0.75)
-            axes.add_patch(bar)
-            axes.errorbar([place], [score + rise], arms, ecolor=INK, capsize=2.5)
-            score += rise
-            axes.plot([place - 0.35, place + 0.35], [score, score], color=INK, linewidth=1.5)
+        _draw_bars(axes, [change for _, change in stages.list_changes(name)[: len(stages.steps)]])
         axes.set_xlim(-0.6, len(names) - 0.4)
         room = max(9, 42 // len(names))  # letters of one label
         axes.set_xticks(range(len(names)), [cut_name(visible(stage), room) for stage in names])
@@ -318,6 +303,22 @@ def draw_waterfalls(stages: StageFindings, width: float = WIDTH) -> Figure:
         axes.set_ylabel("%")
         axes.set_title(_cut(name, 30), fontsize=9)
     return figure
+
+
+def _draw_bars(axes: Axes, changes: Sequence[BenchmarkChange]) -> None:
+    """Draw a line at the score of the first stage, and a bar for the change of each step."""
+    score = 100 * changes[0].primary.base.value
+    axes.plot([-0.35, 0.35], [score, score], color=INK, linewidth=2.5)
+    for place, change in enumerate(changes, start=1):  # the first stage is at place 0
+        # A dotted line carries the score of the stage before over to this bar.
+        axes.plot([place - 0.65, place + 0.35], [score, score], ":", color=INK, linewidth=0.8)
+        color = find_style(change.verdict).color
+        rise = 100 * change.primary.difference.value
+        axes.add_patch(Rectangle((place - 0.35, score), 0.7, rise, color=color, alpha=0.75))
+        score += rise
+        arms = _measure_arms([change.shown_change])
+        axes.errorbar([place], [score], arms, ecolor=INK, capsize=2.5)
+        axes.plot([place - 0.35, place + 0.35], [score, score], color=INK, linewidth=1.5)
 
 
 def write_svg(figure: Figure) -> str:

@@ -37,11 +37,8 @@ def findings_table(
 def add_outcome(table: Table, gate: Gate) -> Table:
     """Put the outcome of a gate first, for people and for programs."""
     summary = text.describe_outcome(gate)
-    facts = {
-        "outcome": text.OUTCOMES[gate.outcome].lower(),
-        "exit_code": int(gate.outcome),
-        "summary": summary,
-    }
+    word, exit_code = text.OUTCOMES[gate.outcome].lower(), int(gate.outcome)
+    facts = {"outcome": word, "exit_code": exit_code, "summary": summary}
     return replace(table, outcome=summary, facts=facts)
 
 

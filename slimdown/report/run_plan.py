@@ -103,12 +103,10 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
             f"At least {format_duration(known)}{base}. Add --plan=try to measure the parts that "
             f"have a question mark.{done}"
         )
-    unknown = (
+    return (
         "The time is unknown, because no run with this model, quantization and dtype is recorded "
-        "on this machine"
+        f"on this machine{base}. Add --plan=try to measure one batch of each kind of work.{done}"
     )
-    advice = "Add --plan=try to measure one batch of each kind of work."
-    return f"{unknown}{base}. {advice}{done}"
 
 
 def plan_table(plan: RunPlan) -> Table:
@@ -146,8 +144,7 @@ def describe_plan(plan: RunPlan) -> Iterator[str]:
         yield f"Times: {plan.rates}."
     if plan.seconds > _LONG or plan.on_cpu:
         settings = sorted(_shorten(plan), key=itemgetter(1), reverse=True)  # by the seconds saved
-        best = settings[:_MOST_ADVICE]
-        named = [f"{setting} (−{format_duration(saved)})" for setting, saved in best]
+        named = [f"{key} (−{format_duration(saved)})" for key, saved in settings[:_MOST_ADVICE]]
         if named:
             yield f"To shorten the run: {', '.join(named)}"
 

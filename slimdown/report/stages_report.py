@@ -45,9 +45,9 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
             rows.append(replace(row, is_secondary=name in unchanged))
     rows = name_levels(rows)  # their headings name the intervals' level
     n_steps = len(stages.reported)
-    changes = stages.steps[0].findings.benchmarks.values()
-    n_benchmarks = sum(change.verdict is not None for change in changes)  # others are watched
-    # Without a whole, each model is compared with the first; so is the only step of two stages.
+    benchmarks = stages.steps[0].findings.benchmarks.values()
+    n_benchmarks = sum(benchmark.verdict is not None for benchmark in benchmarks)  # not watched
+    # Only a chain of several steps has a whole. Otherwise every change is relative to the first.
     against = "the stage before" if stages.whole else stages.steps[0].before
     legend = (
         f"Changes are relative to {against}, in percentage points, with confidence intervals of at "
@@ -55,18 +55,17 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
         f"({pluralize(n_steps, 'step')}, {pluralize(n_benchmarks, 'benchmark')})."
     )
     losses = list(describe_losses(stages))
-    notes = list(_describe_asking(stages))
-    if unchanged:
-        notes.insert(0, f"{pluralize(len(unchanged), 'more benchmark')}: no change is significant.")
+    more = pluralize(len(unchanged), "more benchmark")
+    notes = [f"{more}: no change is significant."] if unchanged else []
+    notes += _describe_asking(stages)
     if gate:  # its outcome is the first line, so the losses are notes
         return add_outcome(Table(title, rows, legend, (*losses, *notes)), gate)
     summary = " ".join(losses)
-    facts = {"summary": summary}
-    return Table(title, rows, legend, tuple(notes), outcome=summary, facts=facts)
+    return Table(title, rows, legend, tuple(notes), summary, facts={"summary": summary})
 
 
 def _find_unchanged(stages: StageFindings) -> list[str]:
-    """Find the benchmarks without a significant change, in any step or in the whole."""
+    """Find the benchmarks that have no significant change, neither in a step nor in the whole."""
     unchanged = []
     for name in stages.benchmarks:
         verdicts = {change.verdict for _, change in stages.list_changes(name)}
@@ -164,13 +163,9 @@ def served_table(findings: Findings) -> Table | None:
     stages = judge_served(findings)
     if stages is None:
         return None
-    table = stages_table(
-        stages, "The base model, the tuned model asked like the base, and as served"
-    )
-    return replace(
-        table,
-        notes=tuple(f"The tuned model is served differently: {line}." for line in findings.serving),
-    )
+    title = "The base model, the tuned model asked like the base, and as served"
+    notes = tuple(f"The tuned model is served differently: {line}." for line in findings.serving)
+    return replace(stages_table(stages, title), notes=notes)
 
 
 def render_stages_page(table: Table, stages: StageFindings, command: str) -> str:

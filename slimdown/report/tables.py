@@ -345,11 +345,11 @@ def _cut_names(table: Table, surplus: int) -> Table:
     for row in table.rows:
         cells = {}
         for column, cell in row.cells.items():
-            if column not in room:
+            if column in room:
+                cut_column = replace(column, heading=cut_name(column.heading, room[column]))
+                cells[cut_column] = replace(cell, text=cut_name(cell.text, room[column]))
+            else:
                 cells[column] = cell
-                continue
-            cut_column = replace(column, heading=cut_name(column.heading, room[column]))
-            cells[cut_column] = replace(cell, text=cut_name(cell.text, room[column]))
         rows.append(replace(row, cells=cells))
     return replace(table, rows=rows)
 
@@ -364,8 +364,7 @@ def _lay_out(table: Table, separators: str) -> RichTable:
         table: The table.
         separators: What joins the parts of a cell, one of `_SEPARATORS`.
     """
-    plain: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
-    rich_table = RichTable(**plain, padding=(0, 1, 0, 0))
+    rich_table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     rows = [
         [_style_cell(row[column], separators) for column in table.columns] for row in table.rows
     ]

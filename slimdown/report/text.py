@@ -156,16 +156,16 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
 def describe_outcome(gate: Gate) -> str:
     """Write the line that comes first: the outcome of a gate, and the loss that decides it."""
     word = OUTCOMES[gate.outcome]
-    outcome = overall_outcome(gate.checks)  # without the mean of the retained benchmarks
-    if gate.mean and gate.is_worse and outcome is not Outcome.beyond:
+    budgets_outcome = overall_outcome(gate.checks)  # without the mean of the retained benchmarks
+    if gate.mean and gate.is_worse and budgets_outcome is not Outcome.beyond:
         # Only the mean makes the gate fail: no single budget is exceeded.
         least = f"at least {-100 * gate.mean.high:.1f} points"
         return f"{word}: the retained benchmarks lost {least} on average, and may lose nothing."
-    deciding = [check for check in gate.checks if check.outcome is outcome]
+    deciding = [check for check in gate.checks if check.outcome is budgets_outcome]
     counts = ""
     if len(gate.checks) > 1:
         # A gate passes only if all budgets do, so "2 of 2" would say nothing new.
-        share = f"{len(deciding):,} of " if outcome is not Outcome.within else ""
+        share = f"{len(deciding):,} of " if budgets_outcome is not Outcome.within else ""
         counts = f" ({share}{len(gate.checks):,} budgets)"
     # The loss that is furthest beyond its budget, or nearest to it if all are within. A bound is a
     # change, negative for a loss, so the sum is the room that the budget leaves.
@@ -176,18 +176,19 @@ def describe_outcome(gate: Gate) -> str:
 def _describe_loss(check: BudgetCheck) -> str:
     """Say how much a benchmark lost at most, or at least, and what its budget is.
 
-    Where these numbers do not explain the outcome, the reason of the check stands instead.
+    If these numbers do not explain the outcome, the reason of the check follows the name instead.
     """
-    name = check.benchmark
-    budget = f"{100 * check.budget:.3g}"
+    name, change = check.benchmark, check.change
     # The least loss if the budget is exceeded (`Outcome.beyond`), else the largest one.
     loss = -check.bound
-    change = check.change
     # If the budget is a share of the base's score, that score is uncertain, too. So the outcome may
     # be undecided although the largest loss is within the budget that is shown.
     seems_within = check.outcome is Outcome.undecided and loss <= check.budget
     if seems_within or change.has_no_right_answer or not change.is_measured:
         return f"{name}: {check.reason}"
+    budget = f"{100 * check.budget:.3g}"
+    if loss <= 0:
+        return f"{name} lost nothing; its budget is {budget} points"
     # Take as many decimals as tell the loss from its budget.
     points = (f"{100 * loss:.{digits}f}" for digits in (1, 2, 3))
     lost = next((text for text in points if float(text) != float(budget)), f"{100 * loss:.4f}")
@@ -196,8 +197,7 @@ def _describe_loss(check: BudgetCheck) -> str:
         Outcome.beyond: "lost at least",
         Outcome.undecided: "may have lost up to",
     }
-    shown = f"{verbs[check.outcome]} {lost} points" if loss > 0 else "lost nothing"
-    return f"{name} {shown}; its budget is {budget} points"
+    return f"{name} {verbs[check.outcome]} {lost} points; its budget is {budget} points"
 
 
 def summarize_briefly(
@@ -216,26 +216,15 @@ def summarize_briefly(
     is_lost = any(b.verdict == "forgotten" for b in findings.benchmarks.values())
     if gate:
         is_lost = gate.outcome is Outcome.beyond
-    first = [  # these sentences and the last one are never left out
-        *_name_not_run(findings),
-        *describe_cut_answers(findings),
-        *describe_largest_loss(findings),
-    ]
+    # The first sentences and the last one are never left out.
+    not_run = list(findings.not_run)
+    first = [f"Not measured: {_list_names(not_run)}. The page says why."] if not_run else []
+    first += [*describe_cut_answers(findings), *describe_largest_loss(findings)]
     last = [f"Next: {advice}"] if advice and is_lost else []
-    middle = [
-        *name_undecided(findings, gate),
-        *list_doubts(findings),
-        *_name_balanced(findings),
-        *_list_bits(findings),
-    ]
+    middle = [*name_undecided(findings, gate), *list_doubts(findings)]
+    middle += [*_name_balanced(findings), *_list_bits(findings)]
     room = max(0, most - len(first) - len(last))
     return [*first, *middle[:room], *last]
-
-
-def _name_not_run(findings: Findings) -> list[str]:
-    """Name the benchmarks of a suite that were not measured."""
-    names = list(findings.not_run)
-    return [f"Not measured: {_list_names(names)}. The page says why."] if names else []
 
 
 def describe_cut_answers(findings: Findings) -> Iterator[str]:
@@ -273,18 +262,18 @@ def advise(
         keeps: Whether the run had a mitigation.
         gate: The budgets, of which the smallest counts. None: the budget is 2 points.
     """
-    budget = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
-    budgets = [budget]
+    smallest = min((check.budget for check in gate.checks), default=0.02) if gate else 0.02
+    budgets = [smallest]
     if not trains:  # scaling is the only way to lose less, and a small budget may be unprovable
-        budgets += [larger for larger in (0.05, 0.1, 0.2) if larger > budget]
-    provable = [allowed for allowed in budgets if can_show_budget(findings, allowed)]
+        budgets += [larger for larger in (0.05, 0.1, 0.2) if larger > smallest]
+    provable = [budget for budget in budgets if can_show_budget(findings, budget)]
     if can_scale and provable:
-        is_raised = provable[0] > budget
+        is_raised = provable[0] > smallest
         reason = "  # the smallest budget that these questions can prove" if is_raised else ""
         return f"slimdown scale {run_id[:8]} --max-loss {provable[0]:g}{reason}"
     if trains:  # the next training can lose less
-        setting = "" if keeps else advise_mitigation()  # empty if no mitigation is advised
-        return f"run the same command with {setting or 'train.stop_on_forgetting=true'}"
+        mitigation = "" if keeps else advise_mitigation()  # empty if none is advised
+        return f"run the same command with {mitigation or 'train.stop_on_forgetting=true'}"
     if provable:  # but the model cannot be scaled, for example because a server answers
         return ADVICE_ON_LOGS
     most = f"{100 * budgets[-1]:.3g} points"
@@ -318,37 +307,52 @@ def name_undecided(findings: Findings, gate: Gate | None = None) -> Iterator[str
         gate: The budgets. If there are any, a benchmark counts as undecided if its budget is.
             None: its verdict counts.
     """
-    benchmarks = findings.benchmarks
-    needed = dict[str, int | None]()  # questions that would decide; None: cannot be estimated
-    expected = dict[str, str]()  # PASSED or FAILED, what so many would show of the budget
-    if gate:
-        for check in gate.checks:
-            if check.outcome is Outcome.undecided and not check.change.has_no_right_answer:
-                needed[check.benchmark] = check.n_to_decide
-                expected[check.benchmark] = check.expected
-    else:
-        needed = {
-            name: benchmark.n_to_decide
-            for name, benchmark in benchmarks.items()
-            if benchmark.verdict == "undecided"
-            and not benchmark.has_nothing_to_lose
-            # More questions do not help if the base had none right; `list_doubts` names these.
-            and (benchmark.role is not Role.retained or benchmark.primary.base.value)
-        }
-    # Thinking that does not end is a doubt, too: it cannot be mended with more questions.
-    needed = {name: n for name, n in needed.items() if benchmarks[name].is_measured}
-    few = [name for name in needed if benchmarks[name].n < FEWEST_TO_TELL]
-    many = {name: n for name, n in needed.items() if name not in few}
-    if many:
-        has_changed = any(benchmarks[name].primary.difference.value for name in many)
-        n_asked = {name: benchmarks[name].n for name in many}
-        yield _say_what_would_decide(many, n_asked, expected, has_changed)
-    if few:
-        counted = [f"{name} ({benchmarks[name].n})" for name in few]
+    needed = _count_needed(findings, gate)
+    n_asked = {name: findings.benchmarks[name].n for name in needed}
+    too_small = [name for name in needed if n_asked[name] < FEWEST_TO_TELL]
+    large_enough = {name: n for name, n in needed.items() if name not in too_small}
+    if large_enough:
+        changes = [findings.benchmarks[name].primary.difference.value for name in large_enough]
+        # PASSED or FAILED: what so many questions would show of each budget.
+        expected = {check.benchmark: check.expected for check in gate.checks} if gate else {}
+        yield _say_what_would_decide(large_enough, n_asked, expected, has_changed=any(changes))
+    if too_small:
+        counted = [f"{name} ({n_asked[name]})" for name in too_small]
         purpose = "to check the budget" if gate else "for a verdict"
         yield (
             f"Too few questions {purpose}: {_list_names(counted)}. Ask at least {FEWEST_TO_TELL}."
         )
+
+
+def _count_needed(findings: Findings, gate: Gate | None) -> dict[str, int | None]:
+    """Return how many questions would decide each benchmark that is undecided.
+
+    A benchmark is left out if more questions would not help, because no answer was right or too
+    much thinking did not end. `list_doubts` names these.
+
+    Args:
+        findings: What was found.
+        gate: The budgets, which are to be decided. None: the verdicts are.
+
+    Returns:
+        The numbers by benchmark; None if a number cannot be estimated.
+    """
+    if gate:
+        open_checks = [check for check in gate.checks if check.outcome is Outcome.undecided]
+        needed = {
+            check.benchmark: check.n_to_decide
+            for check in open_checks
+            if not check.change.has_no_right_answer
+        }
+    else:
+        needed = {
+            name: benchmark.n_to_decide
+            for name, benchmark in findings.benchmarks.items()
+            if benchmark.verdict == "undecided"
+            # A target may rise from 0, but nothing can be lost where the base had none right.
+            and (benchmark.role is Role.target or benchmark.primary.base.value)
+        }
+    return {name: n for name, n in needed.items() if findings.benchmarks[name].is_measured}
 
 
 def _say_what_would_decide(
@@ -364,38 +368,39 @@ def _say_what_would_decide(
 
     Args:
         needed: How many questions would decide, by benchmark; None if that cannot be estimated.
-        n_asked: How many questions were asked, by benchmark.
-        expected: The outcome of each benchmark's budget if its change stays as large as measured.
-            Empty if no budgets but verdicts are undecided.
+        n_asked: How many questions were asked, by benchmark; it may hold further benchmarks.
+        expected: The outcome of each benchmark's budget if its change stays as large as measured;
+            it may hold further benchmarks. Empty if no budgets but verdicts are undecided.
         has_changed: Whether the score of any of these benchmarks changed.
     """
-    condition = "if nothing is lost" if expected else "if nothing changes"
-    if has_changed:
-        stays = "change stays" if len(needed) == 1 else "changes stay"
-        condition = f"if the {stays} as large as measured"
     subject, limit = ("Budget not decided", "budget") if expected else ("Undecided", "margin")
     opening = f"{subject}: {_list_names([*needed])}."
     known = [(name, n) for name, n in needed.items() if n]
     if not known:
         return f"{opening} No number of questions can be named so near to the {limit}."
+    condition = "if nothing is lost" if expected else "if nothing changes"
+    if has_changed:
+        stays = "change stays" if len(needed) == 1 else "changes stay"
+        condition = f"if the {stays} as large as measured"
     if len(needed) == 1:
         [(name, n)] = known
         goal = f"for {expected[name]}" if expected else "for a verdict"
         number = f"{n:,} questions instead of {n_asked[name]:,}"
         return f"{opening} About {number} would be enough {goal} {condition}."
+    # If all benchmarks have as many questions now, one sentence at the end names the number.
+    numbers_asked = {n_asked[name] for name in needed}
+    are_equal = len(numbers_asked) == 1
+    now = f" Each has {max(numbers_asked):,} now." if are_equal else ""
+    needs = list[str]()
     known.sort(key=lambda pair: pair[1])  # the fewest questions first
-    counts = list[str]()
-    numbers_asked = set(n_asked.values())
-    has_equal_numbers = len(numbers_asked) == 1  # then the last sentence names the number
     for name, n in known[:_MOST_NAMED]:
-        verb = "" if counts else "needs "  # only the first benchmark gets the verb and the unit
-        unit = "" if counts else " questions"
+        # Only the first benchmark gets the verb and the noun.
+        number = f"about {n:,}" if needs else f"needs about {n:,} questions"
+        instead = "" if are_equal else f" instead of {n_asked[name]:,}"
         goal = f" for {expected[name]}" if expected else ""
-        instead = "" if has_equal_numbers else f" instead of {n_asked[name]:,}"
-        counts.append(f"{name} {verb}about {n:,}{unit}{instead}{goal}")
+        needs.append(f"{name} {number}{instead}{goal}")
     purpose = "" if expected else " for a verdict"
-    now = f" Each has {max(numbers_asked):,} now." if has_equal_numbers else ""
-    return f"{opening} {condition.capitalize()}, {_list_names(counts)}{purpose}.{now}"
+    return f"{opening} {condition.capitalize()}, {_list_names(needs)}{purpose}.{now}"
 
 
 def _list_names(names: Sequence[str]) -> str:
@@ -530,29 +535,27 @@ def describe_noise(findings: Findings) -> Iterator[str]:
     base, tuned = findings.base, findings.tuned
     if not (base and tuned and base.model and base.model == tuned.model):
         return
-    flips = list[str]()  # of each benchmark, how many of its answers flip
-    significant = list[str]()  # how large the changes of some benchmarks may be
-    hidden = list[str]()  # below what size a true change may go unnoticed on others
-    has_flips = False
-    for name, benchmark in findings.benchmarks.items():
-        n_flips = int(sum(benchmark.primary.difference.changes != 0))
-        flips.append(f"{n_flips:,} of {benchmark.n:,} in {name}")
-        has_flips |= n_flips > 0
-        change = benchmark.shown_change
-        least = benchmark.minimum_detectable_change
-        if benchmark.verdict in ("forgotten", "improved"):
-            largest = max(-change.low, change.high)  # a fall or a rise
-            significant.append(f"{100 * largest:.1f} points in {name}")
-        elif n_flips and benchmark.n >= FEWEST_TO_TELL and not isnan(least):
-            hidden.append(f"{100 * least:.1f} points in {name}")
+    benchmarks = findings.benchmarks
+    n_flips = {name: int(sum(b.primary.difference.changes != 0)) for name, b in benchmarks.items()}
     same = f"Both logs are from the same model, {base.model}"
-    if not has_flips:
+    if not any(n_flips.values()):
         yield (
             f"{same}, and no answer flips. So if answers of a tuned model flip, its weights are "
             "the cause."
         )
         return
+    flips = [f"{n_flips[name]:,} of {b.n:,} in {name}" for name, b in benchmarks.items()]
     yield f"{same}, but answers flip: {', '.join(flips)}."
+    significant = list[str]()  # how large the changes of some benchmarks may be
+    hidden = list[str]()  # below what size a true change may go unnoticed on others
+    for name, benchmark in benchmarks.items():
+        change = benchmark.shown_change
+        least = benchmark.minimum_detectable_change
+        if benchmark.verdict in ("forgotten", "improved"):
+            largest = max(-change.low, change.high)  # a fall or a rise
+            significant.append(f"{100 * largest:.1f} points in {name}")
+        elif n_flips[name] and benchmark.n >= FEWEST_TO_TELL and not isnan(least):
+            hidden.append(f"{100 * least:.1f} points in {name}")
     if significant:
         yield (
             "More answers flip in one direction than chance explains. So the engine alone may "
