@@ -79,16 +79,14 @@ def evaluate_as_served(
         seconds and costs are those of the served model alone.
     """
     evaluator = Evaluator(dict(tasks), config, backend=backend)
-    measured = {name: evaluation.benchmarks[name] for name in tasks}
+    n_asked = {name: len(evaluation.benchmarks[name].samples) for name in tasks}
 
     def find_shorter(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
         """Find the benchmarks that need more questions to have as many as before."""
-        return {
-            name for name in answers if len(answers[name].samples) < len(measured[name].samples)
-        }
+        return {name for name in answers if len(answers[name].samples) < n_asked[name]}
 
     # With looks, sequential testing may have ended the asking before all questions were asked.
-    may_have_stopped = any(benchmark.looks for benchmark in measured.values())
+    may_have_stopped = any(evaluation.benchmarks[name].looks for name in tasks)
     stop_when = find_shorter if may_have_stopped else None
     served = evaluator.evaluate(model, cache, stop_when, on_progress)
     benchmarks = evaluation.benchmarks | served.benchmarks
