@@ -180,8 +180,7 @@ class BenchmarkTask:
         for key, own_requests in requests.items():
             arguments = [str(request.args) for request in own_requests]
             row = own_requests[0].doc  # all requests of a question have the same row
-            contents = [key, arguments, row]
-            digest.update(json.dumps(contents, default=str).encode())
+            digest.update(json.dumps([key, arguments, row], default=str).encode())
         return digest.hexdigest()[:32]
 
     def questions(self) -> list[Question]:
@@ -392,12 +391,8 @@ def _check_task(
     metric_names = list(first.higher_is_better())
     filters = [settings["name"] for settings in first.config.filter_list or [{"name": "none"}]]
     # The primary metric is one of these: usable metrics, each with every filter.
-    candidates = [
-        Metric(name, filter_name)
-        for name in metric_names
-        if name in usable
-        for filter_name in filters
-    ]
+    usable_names = [name for name in metric_names if name in usable]
+    candidates = [Metric(name, filter_name) for name in usable_names for filter_name in filters]
     if benchmark.metric is None:
         reported = {  # as the score of the group
             Metric(metric.metric, filter_name)
