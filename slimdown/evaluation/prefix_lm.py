@@ -308,10 +308,7 @@ class PrefixLM(GeneratingLM):
     _prefix: tuple[Tokens, Any] = ((), None)
 
     def _loglikelihood_tokens(
-        self,
-        requests: Sequence[tuple[Any, list[int], list[int]]],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """Return each answer's log-probability, and whether greedy decoding gives it.
 
