@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
 from itertools import chain
 from types import SimpleNamespace
@@ -346,34 +346,46 @@ class BenchmarkRun:
     def _find_or_answer(
         self, chunks: Sequence[Chunk], n_done: int
     ) -> Iterator[tuple[Chunk, list[list[Any]]]]:
-        """Yield chunks and their responses as the answers file holds them; answer what it lacks.
-
-        If there are several processes, each answers one or two chunks in a round.
+        """Yield each chunk with its responses, after answering it if the answers file lacks it.
 
         Args:
-            chunks: The chunks to answer; for several processes, the longest come first.
+            chunks: In the order in which they are answered. For several processes, the longest
+                come first.
             n_done: How many questions were answered before them.
+
+        Yields:
+            A chunk and, for each of its requests, the list of its responses.
         """
-        n_processes = self.n_processes
-        n_per_round = 2 * n_processes if n_processes > 1 else 1
+        n_per_round = 2 * self.n_processes if self.n_processes > 1 else 1
         for i in range(0, len(chunks), n_per_round):
             round_chunks = chunks[i : i + n_per_round]
             self._report_tokens(n_done, round_chunks[0].requests)
-            missing = [chunk for chunk in round_chunks if chunk.name not in self._answers.responses]
-            parts = [[chunk] for chunk in missing[:n_processes]]  # what each process answers
-            # So that all end at about the same time, the process with the shortest of these chunks
-            # also takes the longest of the rest, and so on.
-            for part, chunk in zip(reversed(parts), missing[n_processes:], strict=False):
-                part.append(chunk)
-            answer = partial(answer_chunks, self.lm, generate=self.generate)
-            answered = share_work(parts, answer) if n_processes > 1 else map(answer, parts)
-            for part, part_responses in zip(parts, answered, strict=True):
-                for chunk, responses in zip(part, part_responses, strict=True):
-                    self._answers.save(chunk.name, responses)
+            known = self._answers.responses
+            self._answer([chunk for chunk in round_chunks if chunk.name not in known])
             for chunk in round_chunks:
                 yield chunk, self._answers.responses[chunk.name]
                 n_done += len({request.doc_id for request in chunk.requests})
             self.on_progress(n_done, self.ends[-1], self.task.name)
+
+    def _answer(self, chunks: list[Chunk]) -> None:
+        """Answer chunks and keep the responses in the answers file.
+
+        Args:
+            chunks: At most two per process; for several processes, the longest come first.
+        """
+
+        def answer(part: list[Chunk]) -> list[list[list[Any]]]:
+            return [answer_chunk(self.lm, chunk, generate=self.generate) for chunk in part]
+
+        parts = [[chunk] for chunk in chunks[: self.n_processes]]  # what each process answers
+        # So that all end at about the same time, the process with the shortest of these chunks also
+        # takes the longest of the rest, and so on.
+        for part, chunk in zip(reversed(parts), chunks[self.n_processes :], strict=False):
+            part.append(chunk)
+        answered = share_work(parts, answer) if self.n_processes > 1 else map(answer, parts)
+        for part, part_responses in zip(parts, answered, strict=True):
+            for chunk, responses in zip(part, part_responses, strict=True):
+                self._answers.save(chunk.name, responses)
 
     def _report_tokens(self, n_done: int, requests: list[Any]) -> None:
         """Report each token that the model generates, with the questions answered so far."""
@@ -503,13 +515,6 @@ def choose_window(lm: Any, runs: Iterable[BenchmarkRun]) -> int:
     longest = max((run.count_longest() for run in runs), default=0)
     window = 1 << (longest + 8).bit_length()  # the engine's tokenizer may add tokens in front
     return window if window < lm.max_length else 0
-
-
-def answer_chunks(
-    lm: Any, chunks: list[Chunk], generate: Callable[[list[Any]], list[str]] | None = None
-) -> list[list[list[Any]]]:
-    """Answer chunks one after another, see `answer_chunk`."""
-    return [answer_chunk(lm, chunk, generate=generate) for chunk in chunks]
 
 
 def answer_chunk(

@@ -16,7 +16,7 @@ from slimdown.evaluation.benchmark_run import (
     AskedBlocks,
     BenchmarkRun,
     Chunk,
-    answer_chunks,
+    answer_chunk,
     choose_window,
 )
 from slimdown.evaluation.evaluation_cache import EvaluationCache
@@ -275,7 +275,7 @@ def assist_measuring(model: LoadedModel) -> None:
         if key not in lms:
             lms[key] = open_lm(model, first.config, first.backend)
         try:
-            return answer_chunks(lms[key], chunks)
+            return [answer_chunk(lms[key], chunk) for chunk in chunks]
         except (RuntimeError, MemoryError):
             release_memory()  # the first process may try again with smaller batches
             raise
