@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import chain
@@ -80,39 +80,38 @@ class BenchmarkRun:
     asked_blocks: AskedBlocks  # shared with the other benchmarks: equal questions are asked once
     n_asked = n_found = n_new = 0  # questions asked, found in the cache, and new
     n_answered = 0  # of the new ones, those that were answered by the model here and now
+    _samples: list[Sample] = field(default_factory=list, init=False)
+    # How many questions were asked before each look, a test that may end the asking.
+    _looks: list[int] = field(default_factory=list, init=False)
+    # What the cache holds of this benchmark.
+    _found: BenchmarkEvaluation | None = field(default=None, init=False)
+    _answers: AnswersFile = field(default_factory=lambda: AnswersFile(None), init=False)
+    _had_answers = False  # whether an earlier, killed evaluation left answers in the file
+    _seconds = 0.0  # spent on new questions
 
     def __post_init__(self) -> None:
-        """Build the requests, decide in which order and blocks they are asked, and check them.
-
-        A question is named by its task and its number there, which the harness calls `doc_id`.
-        """
+        """Build the requests, decide in which order and blocks they are asked, and check them."""
         self.config = self.task.narrow(self.config)
         if self.config.apply_chat_template:
             self.lm.set_template_args(read_template_args(self.model.tokenizer, self.config))
         self.requests = self.task.build_requests(self.lm, self.config)
-        rows: dict[str, dict[int, str]] = {}  # of the questions, as JSON: by task and number
+        # The row of each question as JSON, by task and by the question's number in it.
+        rows: dict[str, dict[int, str]] = {}
         for (name, number), requests in self.requests.items():
             # All requests of a question have the same row.
             rows.setdefault(name, {})[number] = json.dumps(requests[0].doc, default=str)
-        self._order = order_questions(rows)
+        self._order = order_questions(rows)  # task and number of each question
         self.ends = block_ends(len(self._order))  # how many questions are asked after each block
         self._task_weights: dict[str, float] | None = None  # None: every question weighs the same
-        task_sizes = {len(by_number) for by_number in rows.values()}
+        task_sizes = {len(task_rows) for task_rows in rows.values()}
         if self.task.weighs_tasks_alike and len(task_sizes) > 1:
             self._task_weights = dict.fromkeys(rows, 1 / len(rows))
+        different_rows = set(chain.from_iterable(task_rows.values() for task_rows in rows.values()))
+        has_copies = len(different_rows) < len(self._order)
         # Asking may stop after any block but the last, with two exceptions. A group that weighs
         # unequal tasks alike needs all its questions. Copies of a question count once, but they may
         # lie in different blocks.
-        different_rows = {row for by_number in rows.values() for row in by_number.values()}
-        has_copies = len(different_rows) < self.ends[-1]
-        self.can_stop = self._task_weights is None and len(self.ends) > 1 and not has_copies
-        self._samples: list[Sample] = []
-        # How many questions were asked before each look, a test that may end the asking.
-        self._looks: list[int] = []
-        self._found: BenchmarkEvaluation | None = None  # what the cache holds of this benchmark
-        self._answers = AnswersFile(None)
-        self._had_answers = False  # whether an earlier, killed evaluation left answers in the file
-        self._seconds = 0.0  # spent on new questions
+        self.can_stop = len(self.ends) > 1 and self._task_weights is None and not has_copies
         self._check_room()
 
     @cached_property
@@ -467,10 +466,9 @@ class BenchmarkRun:
 
     def _check_room(self) -> None:
         """Refuse requests beyond the window, and examples and own questions that would be cut."""
-        for requests in self.requests.values():
-            for request in requests:
-                if request.request_type == "loglikelihood":
-                    self._check_choice(request)
+        for request in chain.from_iterable(self.requests.values()):
+            if request.request_type == "loglikelihood":
+                self._check_choice(request)
         if not self.task.reads_texts:
             for name, task in self.task.tasks.items():
                 self._check_prompts(name, task)
