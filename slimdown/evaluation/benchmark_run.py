@@ -259,10 +259,13 @@ class BenchmarkRun:
         """Answer one batch, and return what all questions would cost at this speed.
 
         Only the first `_TRIED_TOKENS` tokens of each answer are generated. If the longest answer
-        does not end within them, all answers are taken to be as long as they may be.
+        does not end within them, all answers are taken to be as long as they may be. Of a group
+        that also has tasks with choices, a task with generated answers is tried: it takes longer.
         """
         cost = self.count_cost()
-        chunk = self._cut(0, self.ends[-1])[0]  # the first one of all questions
+        chunks = self._cut(0, self.ends[-1])
+        generating = (c for c in chunks if c.requests[0].request_type == "generate_until")
+        chunk = next(generating, chunks[0])
         most = self._max_new_tokens(self.task.tasks[chunk.task])
         n_tried = min(_TRIED_TOKENS, most)  # tokens of each answer
         # A chunk has the questions of several batches, and a question of choices has a request per
