@@ -266,33 +266,30 @@ class BenchmarkRun:
         chunks = self._cut(0, self.ends[-1])
         generating = (c for c in chunks if c.requests[0].request_type == "generate_until")
         chunk = next(generating, chunks[0])
-        most = self._max_new_tokens(self.task.tasks[chunk.task])
-        n_tried = min(_TRIED_TOKENS, most)  # tokens of each answer
-        # A chunk has the questions of several batches, and a question of choices has a request per
-        # choice. So the ids are taken once each, in the order of the chunk, and those of one batch.
-        tried_ids = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
+        # A chunk holds several batches of questions, and a request for each choice of a question.
+        doc_ids = list(dict.fromkeys(request.doc_id for request in chunk.requests))
+        tried_ids = doc_ids[: chunk.size]
         requests = [copy.copy(request) for request in chunk.requests if request.doc_id in tried_ids]
+        most = self._max_new_tokens(self.task.tasks[chunk.task])  # tokens of each answer
+        n_tried = min(_TRIED_TOKENS, most)
         if self.task.generates:
             for request in requests:
                 request.arguments = (request.args[0], {**request.args[1], "max_gen_toks": n_tried})
-        longest = 0  # tokens of the longest answer so far; another engine reports none
-
-        def update_longest(n_tokens: int, _most: int) -> None:
-            nonlocal longest
-            longest = max(longest, n_tokens)
-
-        self.lm.report_tokens(update_longest)
+        # How many tokens the longest answer has, reported before each token. Stays [0] for choices,
+        # and if another engine generates.
+        token_counts = [0]
+        self.lm.report_tokens(lambda n_tokens, _most: token_counts.append(n_tokens))
         began = time.perf_counter()
         answer_chunk(self.lm, replace(chunk, requests=requests), generate=self.generate)
         seconds = (time.perf_counter() - began) / len(tried_ids) * cost.n
-        if not self.task.generates or not longest:
+        longest = max(token_counts)
+        if not longest:
             return replace(cost, seconds=seconds)
-        # The last count is reported before the last token is written, so it is one too low.
-        is_cut = longest >= n_tried - 1
-        if is_cut:  # `cost` has answers of the full length already; the time was for fewer tokens
+        # The last count was reported before the last token, so it is one too low.
+        if longest >= n_tried - 1:
+            # The answer was cut off. `cost` has answers of full length already, but not their time.
             return replace(cost, seconds=seconds * most / longest)
-        new_tokens = cost.new_tokens * min(longest, most) / most
-        return replace(cost, new_tokens=round(new_tokens), seconds=seconds)
+        return replace(cost, new_tokens=round(cost.new_tokens * longest / most), seconds=seconds)
 
     def _count_tokens(self, texts: list[str]) -> int:
         if not texts:
@@ -478,9 +475,10 @@ class BenchmarkRun:
 
     def _check_choice(self, request: Any) -> None:
         lm = self.lm
-        n_tokens = len(request.args[1].encode(errors="replace"))  # there are no more than bytes
-        if not 0 < n_tokens < lm.max_length // 2:
-            n_tokens = len(lm._encode_pair(*request.args)[1])
+        n_bytes = len(request.args[1].encode(errors="replace"))
+        if 0 < n_bytes < lm.max_length // 2:
+            return  # it has fewer tokens than bytes, so it fits; encoding every choice takes time
+        n_tokens = len(lm._encode_pair(*request.args)[1])
         if not 0 < n_tokens <= lm.max_length:
             raise ConfigError(
                 f"benchmark.{self.task.name}: a choice of question {request.doc_id} of "
@@ -494,8 +492,10 @@ class BenchmarkRun:
         n_tokens = len(self.lm.tok_encode(max(prompts, key=len, default="")))
         n_new = self._max_new_tokens(task) if task.OUTPUT_TYPE == "generate_until" else 0
         room = self.lm.max_length - n_new
-        is_own = task.config.num_fewshot or benchmark.path or benchmark.max_gen_toks
-        if room < 1 or (is_own and n_tokens > room):
+        # The harness cuts a prompt that is too long. That is refused if the prompt has worked
+        # examples, or if the user chose the questions or the length of answers.
+        may_not_be_cut = task.config.num_fewshot or benchmark.path or benchmark.max_gen_toks
+        if room < 1 or (may_not_be_cut and n_tokens > room):
             raise ConfigError(
                 f"benchmark.{self.task.name}: the longest prompt of {name} has {n_tokens} "
                 f"tokens, and beside {n_new} new ones {self.model.id} has room for {room}; use "
@@ -537,23 +537,23 @@ def answer_chunk(
     request_type = requests[0].request_type  # the name of the method of `lm` that answers
     settings = requests[0].args[-1]  # of generating; read only if the type is generate_until
     # All repeats of the first request, then those of the second one.
-    repeated = [(request, repeat) for request in requests for repeat in range(request.repeats)]
+    repeated = [request for request in requests for _ in range(request.repeats)]
     if request_type == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
         responses = []
-        # The `repeats` that the user sets are drawn in one batch, so each step of the loop is a
-        # whole request. The repeats that a task sets are drawn one by one.
+        # The `repeats` that the user sets are drawn in one batch. Those that a task sets are drawn
+        # one by one.
         n_together = chunk.benchmark.repeats or 1
-        for request, repeat in repeated[::n_together]:
-            # The seed depends on the question and the repeat alone, so both models and a repeated
-            # run draw alike.
-            seed = sha256(f"{request.task_name} {request.doc_id} {repeat}".encode()).digest()
-            torch.manual_seed(int.from_bytes(seed[:7]))
-            responses += lm.generate_until([request] * n_together, disable_tqdm=True)
+        for request in requests:
+            for repeat in range(0, request.repeats, n_together):
+                # The seed depends on the question and the repeat alone, so both models and a
+                # repeated run draw alike.
+                seed = sha256(f"{request.task_name} {request.doc_id} {repeat}".encode()).digest()
+                torch.manual_seed(int.from_bytes(seed[:7]))
+                responses += lm.generate_until([request] * n_together, disable_tqdm=True)
     elif request_type == "generate_until" and generate:
-        responses = [Answer(text) for text in generate([request for request, _ in repeated])]
+        responses = [Answer(text) for text in generate(repeated)]
     else:
-        answer = getattr(lm, request_type)
-        responses = answer([request for request, _ in repeated], disable_tqdm=True)
+        responses = getattr(lm, request_type)(repeated, disable_tqdm=True)
     # The responses lie in one row; each request takes the next ones.
     plain_responses = iter(getattr(response, "parts", response) for response in responses)
     return [[next(plain_responses) for _ in range(request.repeats)] for request in requests]
