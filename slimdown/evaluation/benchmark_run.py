@@ -251,8 +251,7 @@ class BenchmarkRun:
         cost = self.count_cost()
         written = [sample.thinking + sample.response for sample in self._samples]
         n_tokens = self._count_tokens([text for text in written if text])
-        n_written = n_tokens * max(1, self.task.config.repeats or 1)
-        new_tokens = min(cost.new_tokens, n_written)
+        new_tokens = min(cost.new_tokens, n_tokens * (self.task.config.repeats or 1))
         return replace(cost, new_tokens=new_tokens, seconds=self._seconds)
 
     def try_batch(self) -> Cost:
@@ -263,7 +262,7 @@ class BenchmarkRun:
         that also has tasks with choices, a task with generated answers is tried: it takes longer.
         """
         cost = self.count_cost()
-        chunks = self._cut(0, self.ends[-1])
+        chunks = list(self._cut(0, self.ends[-1]))
         generating = (c for c in chunks if c.requests[0].request_type == "generate_until")
         chunk = next(generating, chunks[0])
         # A chunk holds several batches of questions, and a request for each choice of a question.
@@ -300,14 +299,13 @@ class BenchmarkRun:
         settings = task.config.generation_kwargs or {}
         return int(normalize_gen_kwargs(settings, self.lm.max_gen_toks)["max_gen_toks"])
 
-    def _cut(self, begin: int, end: int) -> list[Chunk]:
+    def _cut(self, begin: int, end: int) -> Iterator[Chunk]:
         """Cut a block into chunks of one task each, because a task's prompts begin alike.
 
         Args:
             begin: How many questions come before the block, in the order in which they are asked.
             end: How many questions have been asked after the block.
         """
-        chunks = []
         for name, task in self.task.tasks.items():
             # A question is its task's name and its number there.
             questions = [question for question in self._order[begin:end] if question[0] == name]
@@ -318,7 +316,7 @@ class BenchmarkRun:
             for first in range(0, len(questions), n_per_chunk):
                 own_questions = questions[first : first + n_per_chunk]
                 own_requests = (self.requests[question] for question in own_questions)
-                chunk = Chunk(
+                yield Chunk(
                     task=name,
                     name=f"{begin} {name} {first}",
                     backend=self.backend,
@@ -327,14 +325,12 @@ class BenchmarkRun:
                     benchmark=self.task.config,
                     requests=list(chain.from_iterable(own_requests)),
                 )
-                chunks.append(chunk)
-        return chunks
 
     def _ask(self, begin: int, end: int) -> list[Sample]:
         """Ask a block chunk by chunk."""
         samples: dict[tuple[str, int], Sample] = {}
         self.on_progress(begin, self.ends[-1], self.task.name)
-        for chunk, responses in self._find_or_answer(self._cut(begin, end), begin):
+        for chunk, responses in self._find_or_answer(list(self._cut(begin, end)), begin):
             task = self.task.tasks[chunk.task]
             if task.OUTPUT_TYPE == "generate_until":
                 responses = [[Answer(*parts) for parts in repeated] for repeated in responses]
