@@ -446,14 +446,11 @@ class VirtualTokensLM(GeneratingLM):
             return list(generate(requests, disable_tqdm))
         return [generate([request], disable_tqdm=True)[0] for request in requests]
 
-    def _model_generate(
-        self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any
-    ) -> torch.Tensor:
+    def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
         """Generate behind the virtual tokens, which the inner model gets as a filled cache."""
         wrapped = self.model
         if not learns_prompt(wrapped) or wrapped._adapters_disabled:
-            texts: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
-            return texts
+            return super()._model_generate(context, max_length, stop, **settings)
         inner, name = get_inner_model(wrapped), name_cache_argument(wrapped)
         n_virtual = wrapped.active_peft_config.num_virtual_tokens
         # The embeddings of a trained prompt, or the keys and values of a trained prefix as a cache.
@@ -469,10 +466,10 @@ class VirtualTokensLM(GeneratingLM):
         padded = torch.nn.functional.pad(context, (n_virtual, 0), value=0)
         try:
             self._model = inner  # `HFLM` generates with this attribute
-            texts = super()._model_generate(padded, max_length + n_virtual, stop, **settings)
+            tokens = super()._model_generate(padded, max_length + n_virtual, stop, **settings)
         finally:
             self._model = wrapped
-        return texts[:, n_virtual:]
+        return tokens[:, n_virtual:]
 
 
 def _group_by_start(rows: Iterable[_Row]) -> dict[Tokens, list[_Row]]:

@@ -163,12 +163,12 @@ class BenchmarkTask:
             ModelError: There is no template, or it fails for a plain question.
             DataError: It fails for the messages of a question, or drops some of them.
         """
-        if self.has_messages:
-            args = read_template_args(tokenizer, replace(evaluation, apply_chat_template=True))
-            for task in self.tasks.values():  # each raises the error
-                task.check_prompts(
-                    tokenizer, args, evaluation.system_instruction, limit=self.config.limit
-                )
+        if not self.has_messages:
+            return
+        variables = read_template_args(tokenizer, replace(evaluation, apply_chat_template=True))
+        system, limit = evaluation.system_instruction, self.config.limit
+        for task in self.tasks.values():
+            task.check_prompts(tokenizer, variables, system, limit)  # raises the error
 
     def hash_questions(self, requests: Requests) -> str:
         """Hash the requests, the rows they come from, and how the tasks build and score them."""
