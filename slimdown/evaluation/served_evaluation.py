@@ -38,18 +38,19 @@ def find_served_otherwise(
         These benchmarks, by name.
     """
     compared_template, served_template = templates
-    found = {}
+    has_other_start = serving.start != base.start  # BOS, or nothing
+    has_other_chats = compared_template != served_template or serving.doubles_bos(base)
+    # Stops that only the tuned model has change nothing: they also end its answers when it is asked
+    # as the base.
+    lacks_stops = not set(base.stops) <= set(serving.stops)
+    answers_otherwise = lacks_stops or serving.generation != base.generation
+    affected = {}
     for name, task in tasks.items():
-        has_other_prompts = serving.start != base.start  # BOS, or nothing
-        if task.narrow(config).apply_chat_template:
-            has_other_prompts |= compared_template != served_template or serving.doubles_bos(base)
-        # Stops that only the tuned model has change nothing: they also end its answers when it is
-        # asked as the base.
-        lacks_stops = not set(base.stops) <= set(serving.stops)
-        answers_otherwise = lacks_stops or serving.generation != base.generation
+        uses_template = task.narrow(config).apply_chat_template
+        has_other_prompts = has_other_start or (uses_template and has_other_chats)
         if has_other_prompts or (task.generates and answers_otherwise):
-            found[name] = task
-    return found
+            affected[name] = task
+    return affected
 
 
 def evaluate_as_served(
