@@ -245,13 +245,15 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         begin = end.replace("/", "", 1) if end and "/" in end else ""  # <think> for </think>
         thinking, _, rest = whole.rpartition(end) if end else ("", "", whole)
         ran_out = is_full and text.lstrip() == rest.lstrip()  # no stop text cut it
+        never_ended = False
         if end and end not in whole:  # the model did not think, or it never stopped thinking
-            is_thinking = is_full  # the best guess, if it is not known how thinking begins
-            if begin:
-                is_thinking = begin in prompt.rpartition(end)[2] + whole
-            if is_thinking:
-                return Answer("", whole.strip().removeprefix(begin).strip(), True, ran_out)
-        return Answer(text, thinking.strip().removeprefix(begin).strip(), False, ran_out)
+            # Thinking may begin in the prompt, behind that of earlier turns, or in what was
+            # written. If it is not known how thinking begins, a full answer is taken for thinking.
+            latest = prompt.rpartition(end)[2] + whole
+            never_ended = begin in latest if begin else is_full
+        if never_ended:
+            text, thinking = "", whole
+        return Answer(text, thinking.strip().removeprefix(begin).strip(), never_ended, ran_out)
 
     def _list_ends(self) -> set[int | None]:
         """List the tokens that end a generated text.
