@@ -234,24 +234,22 @@ def load_tasks(
         manager = _index_task_files(in_harness, own_folders)
         for i, (name, benchmark) in enumerate(benchmarks.items()):
             on_progress(i, len(benchmarks), name)
+            files_hash = ""
             if benchmark.path is not None:  # a file of the user's own questions
                 rows = read_questions(benchmark.path, benchmark.score)
                 found = {"tasks": {benchmark.task: make_file_task(benchmark, rows)}}
-                loaded[name] = _check_task(name, benchmark, found, files_hash="")
-                continue
-            try:
-                with forbid_hub_metrics(f"benchmark.{name}: "):
-                    found = _load_from_harness(f"benchmark.{name}.task", benchmark.task, manager)
-                    _try_scoring(found["tasks"])
-            except DataError as error:
-                if lacking is None:
-                    raise
-                if is_silence(error) and not loaded:
-                    # The hub does not answer. Every other benchmark would wait for it as long.
-                    raise DataError(f"{error}. {_MEASURE_CACHED}") from None
-                lacking[name] = str(error)
-                continue
-            files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
+            else:
+                try:
+                    found = _load_from_harness(name, benchmark.task, manager)
+                except DataError as error:
+                    if lacking is None:
+                        raise
+                    if is_silence(error) and not loaded:
+                        # The hub does not answer. Every other benchmark would wait for it as long.
+                        raise DataError(f"{error}. {_MEASURE_CACHED}") from None
+                    lacking[name] = str(error)
+                    continue
+                files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
             loaded[name] = _check_task(name, benchmark, found, files_hash)
     if lacking and not loaded:
         raise DataError(_join_problems(lacking.values()))
@@ -297,11 +295,11 @@ def _index_task_files(names: set[str], own: list[str]) -> Any:
     return manager
 
 
-def _load_from_harness(setting: str, task: str, manager: Any) -> Any:
-    """Load a task, or all tasks of a group, with their data.
+def _load_from_harness(name: str, task: str, manager: Any) -> Any:
+    """Load a task, or all tasks of a group, with their data; check that none runs code of the hub.
 
     Args:
-        setting: The setting that names the task, for messages.
+        name: The benchmark's name, for messages.
         task: The name of a task, a group or a tag.
         manager: What `_index_task_files` returned.
 
@@ -309,18 +307,21 @@ def _load_from_harness(setting: str, task: str, manager: Any) -> Any:
         What the harness's `load` returns: its `tasks` and its `groups`, both by name.
 
     Raises:
-        ConfigError: There is no such task, or its file is damaged.
+        ConfigError: There is no such task, its file is damaged, or it takes a metric from the hub.
         DataError: Its data cannot be loaded.
     """
+    setting = f"benchmark.{name}.task={task}"
     if task not in manager.all_tasks:
-        problem = "a task file names it, but holds no task that can be read"
-        raise ConfigError(f"{setting}={task}: {problem}")
-    with explain_hub_errors(f"{setting}={task}", DataError):
-        try:
-            return manager.load([task])
-        except RecursionError:
-            problem = "one of its groups contains itself, or its settings are nested too deeply"
-            raise ConfigError(f"{setting}={task}: {problem}; correct its task file") from None
+        raise ConfigError(f"{setting}: a task file names it, but holds no task that can be read")
+    with forbid_hub_metrics(f"benchmark.{name}: "):
+        with explain_hub_errors(setting, DataError):
+            try:
+                found = manager.load([task])
+            except RecursionError:
+                problem = "one of its groups contains itself, or its settings are nested too deeply"
+                raise ConfigError(f"{setting}: {problem}; correct its task file") from None
+        _try_scoring(found["tasks"])
+    return found
 
 
 def _try_scoring(tasks: dict[str, Any]) -> None:
@@ -593,18 +594,18 @@ def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
         in it, the prompt. If the prompt has no words, the longest text of the row.
     """
     prompt = task.doc_to_text(doc)
-    fields: dict[str, str] = {}  # the row's texts by their words
+    texts: dict[str, str] = {}  # the row's texts, by their words
     for text in doc.values():
         words = join_words(split_words(text)) if isinstance(text, str) else ""
         if len(words.strip()) > 1:  # a single letter, such as that of a choice, is in any prompt
-            fields[words] = text
+            texts[words] = text
     prompt_words = join_words(split_words(prompt)) if isinstance(prompt, str) else ""
     if not prompt_words.strip():  # it is the number of a choice, or all is the answer
-        return (max(fields.values(), key=len, default=""),)
-    used = [words for words in fields if words in prompt_words]
-    # A text that is a part of another one is left out.
-    longest = [words for words in used if not any(words in text for text in used if text != words)]
-    return tuple(fields[words] for words in longest) or (prompt,)
+        return (max(texts.values(), key=len, default=""),)
+    used = [words for words in texts if words in prompt_words]
+    # Each text is a part of itself. One that is also a part of another text is left out.
+    outermost = [words for words in used if sum(words in other for other in used) == 1]
+    return tuple(texts[words] for words in outermost) or (prompt,)
 
 
 def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
