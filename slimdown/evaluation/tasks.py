@@ -395,7 +395,7 @@ def _check_task(
     usable_names = [name for name in metric_names if name in usable]
     candidates = [Metric(name, filter_name) for name in usable_names for filter_name in filters]
     if benchmark.metric is None:
-        reported = {  # as the score of the group
+        reported = {  # what the group reports as its score; without named filters, all of them
             Metric(metric.metric, filter_name)
             for metric in group_metrics
             for filter_name in metric.filter_list or filters
@@ -540,14 +540,16 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
     if config.temperature:  # a model's generation_config.json could set another top_p or top_k
         chosen |= {"do_sample": True, "temperature": config.temperature, "top_p": 1.0, "top_k": 0}
     chosen = {key: value for key, value in chosen.items() if value is not None}
-    if chosen and not task.generates:
+    if not chosen:
+        return
+    if not task.generates:
         names = "max_gen_toks, stop, temperature and repeats"
         kind = "documents" if task.reads_texts else "choices"
         problem = f"{config.task} has {kind}, and {names} are for generated answers"
         raise ConfigError(f"benchmark.{task.name}: {problem}; leave them out")
-    for harness_task in task.tasks.values():  # a group may also have tasks with choices
-        if not chosen or harness_task.OUTPUT_TYPE != "generate_until":
-            continue
+    for harness_task in task.tasks.values():
+        if harness_task.OUTPUT_TYPE != "generate_until":
+            continue  # a group may also have tasks with choices
         own_repeats = harness_task.config.repeats or 1
         if own_repeats > 1 and config.repeats:
             problem = f"{harness_task.config.task} makes one answer of {own_repeats} already"
