@@ -12,13 +12,7 @@ from slimdown.config.benchmark_config import PROMPT_SETTINGS
 from slimdown.config.engines import BACKENDS, Backend
 from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
-from slimdown.evaluation.benchmark_run import (
-    AskedBlocks,
-    BenchmarkRun,
-    Chunk,
-    answer_chunk,
-    choose_window,
-)
+from slimdown.evaluation.benchmark_run import BenchmarkRun, Chunk, answer_chunk, choose_window
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.hub_metrics import forbid_hub_metrics
@@ -215,7 +209,7 @@ class Evaluator:
             # The engine starts at the first question, when `runs` is filled.
             generator = open_generator(model, lambda: choose_window(lm, runs.values()))
             generate = stack.enter_context(generator)
-        asked_blocks: AskedBlocks = {}
+        asked_blocks: dict[str, Any] = {}  # all benchmarks share it
         for name, task in self.tasks.items():
             runs[name] = BenchmarkRun(
                 task=task,
