@@ -187,14 +187,15 @@ class BenchmarkRun:
 
     def _share_blocks(self) -> None:
         """Share all blocks that are left among the processes: one may be a single chunk."""
-        started, first = time.perf_counter(), max(self.n_asked, self.n_found)
+        started = time.perf_counter()
+        n_done = max(self.n_asked, self.n_found)  # questions that were answered before
         chunks: list[Chunk] = []
         for begin, end in zip([0, *self.ends], self.ends, strict=False):
-            if begin >= first and begin not in self._blocks:
+            if begin >= n_done and begin not in self._blocks:
                 chunks += self._cut(begin, end)
         # The longest come first, because a process that is done waits for the others.
         chunks.sort(key=lambda chunk: -sum(len(request.args[0]) for request in chunk.requests))
-        for _ in self._find_or_answer(chunks, first):
+        for _ in self._find_or_answer(chunks, n_done):
             pass  # the answers file keeps them
         self._seconds += time.perf_counter() - started
 
