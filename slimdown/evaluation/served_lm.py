@@ -151,9 +151,10 @@ class ServedLM(VirtualTokensLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Have the server answer the messages that the prompts were made of."""
+        written_requests = [self._write(request) for request in requests]
         self._chat.set_cache_hook(self.cache_hook)
         with self._ask():
-            answers = self._chat.generate_until([self._write(request) for request in requests])
+            answers = self._chat.generate_until(written_requests)
         pairs = zip(answers, requests, strict=True)
         return [self._read(answer, request) for answer, request in pairs]
 
