@@ -4,8 +4,8 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from itertools import chain
 from types import SimpleNamespace
@@ -80,39 +80,38 @@ class BenchmarkRun:
     asked_blocks: AskedBlocks  # shared with the other benchmarks: equal questions are asked once
     n_asked = n_found = n_new = 0  # questions asked, found in the cache, and new
     n_answered = 0  # of the new ones, those that were answered by the model here and now
+    _samples: list[Sample] = field(default_factory=list, init=False)
+    # How many questions were asked before each look, a test that may end the asking.
+    _looks: list[int] = field(default_factory=list, init=False)
+    # What the cache holds of this benchmark.
+    _found: BenchmarkEvaluation | None = field(default=None, init=False)
+    _answers: AnswersFile = field(default_factory=lambda: AnswersFile(None), init=False)
+    _had_answers = False  # whether an earlier, killed evaluation left answers in the file
+    _seconds = 0.0  # spent on new questions
 
     def __post_init__(self) -> None:
-        """Build the requests, decide in which order and blocks they are asked, and check them.
-
-        A question is named by its task and its number there, which the harness calls `doc_id`.
-        """
+        """Build the requests, decide in which order and blocks they are asked, and check them."""
         self.config = self.task.narrow(self.config)
         if self.config.apply_chat_template:
             self.lm.set_template_args(read_template_args(self.model.tokenizer, self.config))
         self.requests = self.task.build_requests(self.lm, self.config)
-        rows: dict[str, dict[int, str]] = {}  # of the questions, as JSON: by task and number
+        # The row of each question as JSON, by task and by the question's number in it.
+        rows: dict[str, dict[int, str]] = {}
         for (name, number), requests in self.requests.items():
             # All requests of a question have the same row.
             rows.setdefault(name, {})[number] = json.dumps(requests[0].doc, default=str)
-        self._order = order_questions(rows)
+        self._order = order_questions(rows)  # task and number of each question
         self.ends = block_ends(len(self._order))  # how many questions are asked after each block
         self._task_weights: dict[str, float] | None = None  # None: every question weighs the same
-        task_sizes = {len(by_number) for by_number in rows.values()}
+        task_sizes = {len(task_rows) for task_rows in rows.values()}
         if self.task.weighs_tasks_alike and len(task_sizes) > 1:
             self._task_weights = dict.fromkeys(rows, 1 / len(rows))
+        different_rows = set(chain.from_iterable(task_rows.values() for task_rows in rows.values()))
+        has_copies = len(different_rows) < len(self._order)
         # Asking may stop after any block but the last, with two exceptions. A group that weighs
         # unequal tasks alike needs all its questions. Copies of a question count once, but they may
         # lie in different blocks.
-        different_rows = {row for by_number in rows.values() for row in by_number.values()}
-        has_copies = len(different_rows) < self.ends[-1]
-        self.can_stop = self._task_weights is None and len(self.ends) > 1 and not has_copies
-        self._samples: list[Sample] = []
-        # How many questions were asked before each look, a test that may end the asking.
-        self._looks: list[int] = []
-        self._found: BenchmarkEvaluation | None = None  # what the cache holds of this benchmark
-        self._answers = AnswersFile(None)
-        self._had_answers = False  # whether an earlier, killed evaluation left answers in the file
-        self._seconds = 0.0  # spent on new questions
+        self.can_stop = len(self.ends) > 1 and self._task_weights is None and not has_copies
         self._check_room()
 
     @cached_property
@@ -188,14 +187,15 @@ class BenchmarkRun:
 
     def _share_blocks(self) -> None:
         """Share all blocks that are left among the processes: one may be a single chunk."""
-        started, first = time.perf_counter(), max(self.n_asked, self.n_found)
+        started = time.perf_counter()
+        n_done = max(self.n_asked, self.n_found)  # questions that were answered before
         chunks: list[Chunk] = []
         for begin, end in zip([0, *self.ends], self.ends, strict=False):
-            if begin >= first and begin not in self._blocks:
+            if begin >= n_done and begin not in self._blocks:
                 chunks += self._cut(begin, end)
         # The longest come first, because a process that is done waits for the others.
         chunks.sort(key=lambda chunk: -sum(len(request.args[0]) for request in chunk.requests))
-        for _ in self._find_or_answer(chunks, first):
+        for _ in self._find_or_answer(chunks, n_done):
             pass  # the answers file keeps them
         self._seconds += time.perf_counter() - started
 
@@ -252,45 +252,44 @@ class BenchmarkRun:
         cost = self.count_cost()
         written = [sample.thinking + sample.response for sample in self._samples]
         n_tokens = self._count_tokens([text for text in written if text])
-        n_written = n_tokens * max(1, self.task.config.repeats or 1)
-        new_tokens = min(cost.new_tokens, n_written)
+        new_tokens = min(cost.new_tokens, n_tokens * (self.task.config.repeats or 1))
         return replace(cost, new_tokens=new_tokens, seconds=self._seconds)
 
     def try_batch(self) -> Cost:
         """Answer one batch, and return what all questions would cost at this speed.
 
         Only the first `_TRIED_TOKENS` tokens of each answer are generated. If the longest answer
-        does not end within them, all answers are taken to be as long as they may be.
+        does not end within them, all answers are taken to be as long as they may be. Of a group
+        that also has tasks with choices, a task with generated answers is tried: it takes longer.
         """
         cost = self.count_cost()
-        chunk = self._cut(0, self.ends[-1])[0]  # the first one of all questions
-        most = self._max_new_tokens(self.task.tasks[chunk.task])
-        n_tried = min(_TRIED_TOKENS, most)  # tokens of each answer
-        # A chunk has the questions of several batches, and a question of choices has a request per
-        # choice. So the ids are taken once each, in the order of the chunk, and those of one batch.
-        tried_ids = list(dict.fromkeys(request.doc_id for request in chunk.requests))[: chunk.size]
+        chunks = list(self._cut(0, self.ends[-1]))
+        generating = (c for c in chunks if c.requests[0].request_type == "generate_until")
+        chunk = next(generating, chunks[0])
+        # A chunk holds several batches of questions, and a request for each choice of a question.
+        doc_ids = list(dict.fromkeys(request.doc_id for request in chunk.requests))
+        tried_ids = doc_ids[: chunk.size]
         requests = [copy.copy(request) for request in chunk.requests if request.doc_id in tried_ids]
+        most = self._max_new_tokens(self.task.tasks[chunk.task])  # tokens of each answer
+        n_tried = min(_TRIED_TOKENS, most)
         if self.task.generates:
             for request in requests:
                 request.arguments = (request.args[0], {**request.args[1], "max_gen_toks": n_tried})
-        longest = 0  # tokens of the longest answer so far; another engine reports none
-
-        def update_longest(n_tokens: int, _most: int) -> None:
-            nonlocal longest
-            longest = max(longest, n_tokens)
-
-        self.lm.report_tokens(update_longest)
+        # How many tokens the longest answer has, reported before each token. Stays [0] for choices,
+        # and if another engine generates.
+        token_counts = [0]
+        self.lm.report_tokens(lambda n_tokens, _most: token_counts.append(n_tokens))
         began = time.perf_counter()
         answer_chunk(self.lm, replace(chunk, requests=requests), generate=self.generate)
         seconds = (time.perf_counter() - began) / len(tried_ids) * cost.n
-        if not self.task.generates or not longest:
+        longest = max(token_counts)
+        if not longest:
             return replace(cost, seconds=seconds)
-        # The last count is reported before the last token is written, so it is one too low.
-        is_cut = longest >= n_tried - 1
-        if is_cut:  # `cost` has answers of the full length already; the time was for fewer tokens
+        # The last count was reported before the last token, so it is one too low.
+        if longest >= n_tried - 1:
+            # The answer was cut off. `cost` has answers of full length already, but not their time.
             return replace(cost, seconds=seconds * most / longest)
-        new_tokens = cost.new_tokens * min(longest, most) / most
-        return replace(cost, new_tokens=round(new_tokens), seconds=seconds)
+        return replace(cost, new_tokens=round(cost.new_tokens * longest / most), seconds=seconds)
 
     def _count_tokens(self, texts: list[str]) -> int:
         if not texts:
@@ -301,14 +300,13 @@ class BenchmarkRun:
         settings = task.config.generation_kwargs or {}
         return int(normalize_gen_kwargs(settings, self.lm.max_gen_toks)["max_gen_toks"])
 
-    def _cut(self, begin: int, end: int) -> list[Chunk]:
+    def _cut(self, begin: int, end: int) -> Iterator[Chunk]:
         """Cut a block into chunks of one task each, because a task's prompts begin alike.
 
         Args:
             begin: How many questions come before the block, in the order in which they are asked.
             end: How many questions have been asked after the block.
         """
-        chunks = []
         for name, task in self.task.tasks.items():
             # A question is its task's name and its number there.
             questions = [question for question in self._order[begin:end] if question[0] == name]
@@ -319,7 +317,7 @@ class BenchmarkRun:
             for first in range(0, len(questions), n_per_chunk):
                 own_questions = questions[first : first + n_per_chunk]
                 own_requests = (self.requests[question] for question in own_questions)
-                chunk = Chunk(
+                yield Chunk(
                     task=name,
                     name=f"{begin} {name} {first}",
                     backend=self.backend,
@@ -328,14 +326,12 @@ class BenchmarkRun:
                     benchmark=self.task.config,
                     requests=list(chain.from_iterable(own_requests)),
                 )
-                chunks.append(chunk)
-        return chunks
 
     def _ask(self, begin: int, end: int) -> list[Sample]:
         """Ask a block chunk by chunk."""
         samples: dict[tuple[str, int], Sample] = {}
         self.on_progress(begin, self.ends[-1], self.task.name)
-        for chunk, responses in self._find_or_answer(self._cut(begin, end), begin):
+        for chunk, responses in self._find_or_answer(list(self._cut(begin, end)), begin):
             task = self.task.tasks[chunk.task]
             if task.OUTPUT_TYPE == "generate_until":
                 responses = [[Answer(*parts) for parts in repeated] for repeated in responses]
@@ -346,34 +342,46 @@ class BenchmarkRun:
     def _find_or_answer(
         self, chunks: Sequence[Chunk], n_done: int
     ) -> Iterator[tuple[Chunk, list[list[Any]]]]:
-        """Yield chunks and their responses as the answers file holds them; answer what it lacks.
-
-        If there are several processes, each answers one or two chunks in a round.
+        """Yield each chunk with its responses, after answering it if the answers file lacks it.
 
         Args:
-            chunks: The chunks to answer; for several processes, the longest come first.
+            chunks: In the order in which they are answered. For several processes, the longest
+                come first.
             n_done: How many questions were answered before them.
+
+        Yields:
+            A chunk and, for each of its requests, the list of its responses.
         """
-        n_processes = self.n_processes
-        n_per_round = 2 * n_processes if n_processes > 1 else 1
+        n_per_round = 2 * self.n_processes if self.n_processes > 1 else 1
         for i in range(0, len(chunks), n_per_round):
             round_chunks = chunks[i : i + n_per_round]
             self._report_tokens(n_done, round_chunks[0].requests)
-            missing = [chunk for chunk in round_chunks if chunk.name not in self._answers.responses]
-            parts = [[chunk] for chunk in missing[:n_processes]]  # what each process answers
-            # So that all end at about the same time, the process with the shortest of these chunks
-            # also takes the longest of the rest, and so on.
-            for part, chunk in zip(reversed(parts), missing[n_processes:], strict=False):
-                part.append(chunk)
-            answer = partial(answer_chunks, self.lm, generate=self.generate)
-            answered = share_work(parts, answer) if n_processes > 1 else map(answer, parts)
-            for part, part_responses in zip(parts, answered, strict=True):
-                for chunk, responses in zip(part, part_responses, strict=True):
-                    self._answers.save(chunk.name, responses)
+            known = self._answers.responses
+            self._answer([chunk for chunk in round_chunks if chunk.name not in known])
             for chunk in round_chunks:
                 yield chunk, self._answers.responses[chunk.name]
                 n_done += len({request.doc_id for request in chunk.requests})
             self.on_progress(n_done, self.ends[-1], self.task.name)
+
+    def _answer(self, chunks: list[Chunk]) -> None:
+        """Answer chunks and keep the responses in the answers file.
+
+        Args:
+            chunks: At most two per process; for several processes, the longest come first.
+        """
+
+        def answer(part: list[Chunk]) -> list[list[list[Any]]]:
+            return [answer_chunk(self.lm, chunk, generate=self.generate) for chunk in part]
+
+        parts = [[chunk] for chunk in chunks[: self.n_processes]]  # what each process answers
+        # So that all end at about the same time, the process with the shortest of these chunks also
+        # takes the longest of the rest, and so on.
+        for part, chunk in zip(reversed(parts), chunks[self.n_processes :], strict=False):
+            part.append(chunk)
+        answered = share_work(parts, answer) if self.n_processes > 1 else map(answer, parts)
+        for part, part_responses in zip(parts, answered, strict=True):
+            for chunk, responses in zip(part, part_responses, strict=True):
+                self._answers.save(chunk.name, responses)
 
     def _report_tokens(self, n_done: int, requests: list[Any]) -> None:
         """Report each token that the model generates, with the questions answered so far."""
@@ -455,19 +463,19 @@ class BenchmarkRun:
 
     def _check_room(self) -> None:
         """Refuse requests beyond the window, and examples and own questions that would be cut."""
-        for requests in self.requests.values():
-            for request in requests:
-                if request.request_type == "loglikelihood":
-                    self._check_choice(request)
+        for request in chain.from_iterable(self.requests.values()):
+            if request.request_type == "loglikelihood":
+                self._check_choice(request)
         if not self.task.reads_texts:
             for name, task in self.task.tasks.items():
                 self._check_prompts(name, task)
 
     def _check_choice(self, request: Any) -> None:
         lm = self.lm
-        n_tokens = len(request.args[1].encode(errors="replace"))  # there are no more than bytes
-        if not 0 < n_tokens < lm.max_length // 2:
-            n_tokens = len(lm._encode_pair(*request.args)[1])
+        n_bytes = len(request.args[1].encode(errors="replace"))
+        if 0 < n_bytes < lm.max_length // 2:
+            return  # it has fewer tokens than bytes, so it fits; encoding every choice takes time
+        n_tokens = len(lm._encode_pair(*request.args)[1])
         if not 0 < n_tokens <= lm.max_length:
             raise ConfigError(
                 f"benchmark.{self.task.name}: a choice of question {request.doc_id} of "
@@ -481,8 +489,10 @@ class BenchmarkRun:
         n_tokens = len(self.lm.tok_encode(max(prompts, key=len, default="")))
         n_new = self._max_new_tokens(task) if task.OUTPUT_TYPE == "generate_until" else 0
         room = self.lm.max_length - n_new
-        is_own = task.config.num_fewshot or benchmark.path or benchmark.max_gen_toks
-        if room < 1 or (is_own and n_tokens > room):
+        # The harness cuts a prompt that is too long. That is refused if the prompt has worked
+        # examples, or if the user chose the questions or the length of answers.
+        may_not_be_cut = task.config.num_fewshot or benchmark.path or benchmark.max_gen_toks
+        if room < 1 or (may_not_be_cut and n_tokens > room):
             raise ConfigError(
                 f"benchmark.{self.task.name}: the longest prompt of {name} has {n_tokens} "
                 f"tokens, and beside {n_new} new ones {self.model.id} has room for {room}; use "
@@ -505,13 +515,6 @@ def choose_window(lm: Any, runs: Iterable[BenchmarkRun]) -> int:
     return window if window < lm.max_length else 0
 
 
-def answer_chunks(
-    lm: Any, chunks: list[Chunk], generate: Callable[[list[Any]], list[str]] | None = None
-) -> list[list[list[Any]]]:
-    """Answer chunks one after another, see `answer_chunk`."""
-    return [answer_chunk(lm, chunk, generate=generate) for chunk in chunks]
-
-
 def answer_chunk(
     lm: Any, chunk: Chunk, generate: Callable[[list[Any]], list[str]] | None = None
 ) -> list[list[Any]]:
@@ -531,23 +534,23 @@ def answer_chunk(
     request_type = requests[0].request_type  # the name of the method of `lm` that answers
     settings = requests[0].args[-1]  # of generating; read only if the type is generate_until
     # All repeats of the first request, then those of the second one.
-    repeated = [(request, repeat) for request in requests for repeat in range(request.repeats)]
+    repeated = [request for request in requests for _ in range(request.repeats)]
     if request_type == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
         responses = []
-        # The `repeats` that the user sets are drawn in one batch, so each step of the loop is a
-        # whole request. The repeats that a task sets are drawn one by one.
+        # The `repeats` that the user sets are drawn in one batch. Those that a task sets are drawn
+        # one by one.
         n_together = chunk.benchmark.repeats or 1
-        for request, repeat in repeated[::n_together]:
-            # The seed depends on the question and the repeat alone, so both models and a repeated
-            # run draw alike.
-            seed = sha256(f"{request.task_name} {request.doc_id} {repeat}".encode()).digest()
-            torch.manual_seed(int.from_bytes(seed[:7]))
-            responses += lm.generate_until([request] * n_together, disable_tqdm=True)
+        for request in requests:
+            for repeat in range(0, request.repeats, n_together):
+                # The seed depends on the question and the repeat alone, so both models and a
+                # repeated run draw alike.
+                seed = sha256(f"{request.task_name} {request.doc_id} {repeat}".encode()).digest()
+                torch.manual_seed(int.from_bytes(seed[:7]))
+                responses += lm.generate_until([request] * n_together, disable_tqdm=True)
     elif request_type == "generate_until" and generate:
-        responses = [Answer(text) for text in generate([request for request, _ in repeated])]
+        responses = [Answer(text) for text in generate(repeated)]
     else:
-        answer = getattr(lm, request_type)
-        responses = answer([request for request, _ in repeated], disable_tqdm=True)
+        responses = getattr(lm, request_type)(repeated, disable_tqdm=True)
     # The responses lie in one row; each request takes the next ones.
     plain_responses = iter(getattr(response, "parts", response) for response in responses)
     return [[next(plain_responses) for _ in range(request.repeats)] for request in requests]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib.metadata import version
 from math import nan
 from typing import Any
@@ -12,13 +12,7 @@ from slimdown.config.benchmark_config import PROMPT_SETTINGS
 from slimdown.config.engines import BACKENDS, Backend
 from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
-from slimdown.evaluation.benchmark_run import (
-    AskedBlocks,
-    BenchmarkRun,
-    Chunk,
-    answer_chunks,
-    choose_window,
-)
+from slimdown.evaluation.benchmark_run import BenchmarkRun, Chunk, answer_chunk, choose_window
 from slimdown.evaluation.evaluation_cache import EvaluationCache
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.hub_metrics import forbid_hub_metrics
@@ -33,48 +27,33 @@ from slimdown.utils.errors import ModelError
 from slimdown.utils.progress import OnProgress
 
 
+@dataclass(eq=False, repr=False)
 class Evaluator:
-    """Asks benchmarks of one model after another.
+    """Asks benchmarks of one model after another; nothing is asked before `evaluate`.
 
     The first model decides the backend, the code that scores and its batch size; each later model
     gets the same backend, or is refused.
 
     Attributes:
-        tasks: The benchmarks by name.
-        backend: How answers are computed; None until a model was measured.
+        tasks: The benchmarks by name, as `load_tasks` returned them.
+        config: Batch size and prompt format.
+        share_prefixes: Whether `PrefixLM` may score, which computes the common beginning of several
+            prompts once. If not, HFLM's own code scores, which trained prompts and prefixes need.
+        backend: How all answers are computed; None: the first model that is measured decides.
+        counts_memory: Whether to measure the peak of memory; this resets torch's counter.
+        n_processes: How many processes answer. This one leads them; the others run
+            `assist_measuring` with an equal model.
         notes: Lines for the user: which batches were halved.
     """
 
-    def __init__(
-        self,
-        tasks: dict[str, BenchmarkTask],
-        config: EvaluationConfig,
-        share_prefixes: bool = True,
-        *,
-        backend: BackendOptions | None = None,
-        counts_memory: bool = False,
-        n_processes: int = 1,
-    ) -> None:
-        """Keep the benchmarks and settings; nothing is asked before `evaluate`.
-
-        Args:
-            tasks: What `load_tasks` returned.
-            config: Batch size and prompt format.
-            share_prefixes: Whether `PrefixLM` may score, which computes the common beginning of
-                several prompts once. If not, HFLM's own code scores, which trained prompts and
-                prefixes need.
-            backend: How all answers are computed; None: it is chosen by the first model.
-            counts_memory: Whether to measure the peak of memory; this resets torch's counter.
-            n_processes: How many processes answer. This one leads them; the others run
-                `assist_measuring` with an equal model.
-        """
-        self.tasks = tasks
-        self.backend = backend
-        self.notes: list[str] = []
-        self._config = config
-        self._share_prefixes = share_prefixes
-        self._counts_memory = counts_memory
-        self._n_processes = n_processes
+    tasks: dict[str, BenchmarkTask]
+    config: EvaluationConfig
+    share_prefixes: bool = True
+    _: KW_ONLY
+    backend: BackendOptions | None = None
+    counts_memory: bool = False
+    n_processes: int = 1
+    notes: list[str] = field(default_factory=list, init=False)
 
     def evaluate(
         self,
@@ -106,7 +85,7 @@ class Evaluator:
                 model.
         """
         # The first model's backend is kept, so that both models are asked alike.
-        backend = self.backend or choose_backend(model, self._config, self._share_prefixes)
+        backend = self.backend or choose_backend(model, self.config, self.share_prefixes)
         cache = cache or EvaluationCache()
         if backend.shares_prefixes and (reason := explain_no_sharing(model.model)):
             raise ModelError(
@@ -117,7 +96,7 @@ class Evaluator:
             try:
                 evaluation = self._evaluate(model, backend, cache, stop_when, on_progress)
                 self.backend = backend
-                if self._n_processes > 1:
+                if self.n_processes > 1:
                     end_shared_work()  # ends `assist_measuring` in the other processes
                 return evaluation
             except (RuntimeError, MemoryError, IndexError) as error:
@@ -157,7 +136,7 @@ class Evaluator:
         started = time.perf_counter()
         with _undisturbed(), eval_mode(model.model), ExitStack() as stack:
             counter: AbstractContextManager[Any] = nullcontext(lambda: nan)  # no peak is measured
-            if self._counts_memory:
+            if self.counts_memory:
                 counter = measure_peak_memory(model.device)
             measure_peak = stack.enter_context(counter)
             runs, backend_name = self._open(model, backend, on_progress, stack)
@@ -189,7 +168,7 @@ class Evaluator:
         """Return by `benchmark.setting` how benchmarks are asked, if not in the usual way."""
         used: dict[str, str] = {}
         for name, task in self.tasks.items():
-            narrowed = task.narrow(self._config)
+            narrowed = task.narrow(self.config)
             settings = {setting: getattr(narrowed, setting) for setting in PROMPT_SETTINGS}
             for setting in ("max_gen_toks", "stop", "temperature", "repeats"):
                 settings[setting] = getattr(task.config, setting)
@@ -218,31 +197,29 @@ class Evaluator:
         if model.server:  # it makes its own batches: `batch_size` is how many requests it gets
             size = model.server.settings.concurrency
             server = str(model.server)
-            backend = BackendOptions(
-                shares_prefixes=False, batch_size=size, generation_batch_size=size, server=server
-            )
-        lm = open_lm(model, self._config, backend)
+            backend = replace(backend, batch_size=size, generation_batch_size=size, server=server)
+        lm = open_lm(model, self.config, backend)
         generating_backend = backend
         generate = None
         runs: dict[str, BenchmarkRun] = {}
-        engine_facts = BACKENDS[self._config.backend]
+        engine_facts = BACKENDS[self.config.backend]
         if engine_facts.module:  # another engine generates, such as vLLM
             generating_backend = backend.generate_by(engine_facts.packages)
             open_generator = engine_facts.find_function("open_generator")
             # The engine starts at the first question, when `runs` is filled.
             generator = open_generator(model, lambda: choose_window(lm, runs.values()))
             generate = stack.enter_context(generator)
-        asked_blocks: AskedBlocks = {}
+        asked_blocks: dict[str, Any] = {}  # all benchmarks share it
         for name, task in self.tasks.items():
             runs[name] = BenchmarkRun(
                 task=task,
                 model=model,
                 lm=lm,
                 backend=generating_backend if task.generates else backend,
-                config=self._config,
+                config=self.config,
                 on_progress=on_progress,
                 generate=generate,
-                n_processes=self._n_processes,
+                n_processes=self.n_processes,
                 asked_blocks=asked_blocks,
             )
         return runs, generating_backend.name
@@ -292,7 +269,7 @@ def assist_measuring(model: LoadedModel) -> None:
         if key not in lms:
             lms[key] = open_lm(model, first.config, first.backend)
         try:
-            return answer_chunks(lms[key], chunks)
+            return [answer_chunk(lms[key], chunk) for chunk in chunks]
         except (RuntimeError, MemoryError):
             release_memory()  # the first process may try again with smaller batches
             raise

@@ -123,7 +123,6 @@ def get_windows(model: Any) -> dict[str, int | None]:
     """
     config = model.config.get_text_config(decoder=True)
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or [
-        "full_attention" if window is None else "sliding_attention"
-    ]
+    usual_kind = "full_attention" if window is None else "sliding_attention"
+    kinds = getattr(config, "layer_types", None) or [usual_kind]
     return {kind: window if kind == "sliding_attention" else None for kind in kinds}

@@ -245,13 +245,15 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         begin = end.replace("/", "", 1) if end and "/" in end else ""  # <think> for </think>
         thinking, _, rest = whole.rpartition(end) if end else ("", "", whole)
         ran_out = is_full and text.lstrip() == rest.lstrip()  # no stop text cut it
+        never_ended = False
         if end and end not in whole:  # the model did not think, or it never stopped thinking
-            is_thinking = is_full  # the best guess, if it is not known how thinking begins
-            if begin:
-                is_thinking = begin in prompt.rpartition(end)[2] + whole
-            if is_thinking:
-                return Answer("", whole.strip().removeprefix(begin).strip(), True, ran_out)
-        return Answer(text, thinking.strip().removeprefix(begin).strip(), False, ran_out)
+            # Thinking may begin in the prompt, behind that of earlier turns, or in what was
+            # written. If it is not known how thinking begins, a full answer is taken for thinking.
+            latest = prompt.rpartition(end)[2] + whole
+            never_ended = begin in latest if begin else is_full
+        if never_ended:
+            text, thinking = "", whole
+        return Answer(text, thinking.strip().removeprefix(begin).strip(), never_ended, ran_out)
 
     def _list_ends(self) -> set[int | None]:
         """List the tokens that end a generated text.
@@ -308,10 +310,7 @@ class PrefixLM(GeneratingLM):
     _prefix: tuple[Tokens, Any] = ((), None)
 
     def _loglikelihood_tokens(
-        self,
-        requests: Sequence[tuple[Any, list[int], list[int]]],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """Return each answer's log-probability, and whether greedy decoding gives it.
 
@@ -449,14 +448,11 @@ class VirtualTokensLM(GeneratingLM):
             return list(generate(requests, disable_tqdm))
         return [generate([request], disable_tqdm=True)[0] for request in requests]
 
-    def _model_generate(
-        self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any
-    ) -> torch.Tensor:
+    def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
         """Generate behind the virtual tokens, which the inner model gets as a filled cache."""
         wrapped = self.model
         if not learns_prompt(wrapped) or wrapped._adapters_disabled:
-            texts: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
-            return texts
+            return super()._model_generate(context, max_length, stop, **settings)
         inner, name = get_inner_model(wrapped), name_cache_argument(wrapped)
         n_virtual = wrapped.active_peft_config.num_virtual_tokens
         # The embeddings of a trained prompt, or the keys and values of a trained prefix as a cache.
@@ -472,10 +468,10 @@ class VirtualTokensLM(GeneratingLM):
         padded = torch.nn.functional.pad(context, (n_virtual, 0), value=0)
         try:
             self._model = inner  # `HFLM` generates with this attribute
-            texts = super()._model_generate(padded, max_length + n_virtual, stop, **settings)
+            tokens = super()._model_generate(padded, max_length + n_virtual, stop, **settings)
         finally:
             self._model = wrapped
-        return texts[:, n_virtual:]
+        return tokens[:, n_virtual:]
 
 
 def _group_by_start(rows: Iterable[_Row]) -> dict[Tokens, list[_Row]]:

@@ -118,11 +118,8 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         self.has_tools = any(chat["tools"] for chat in chats)
         mean = {"aggregation": "mean", "higher_is_better": True}
         config: dict[str, Any] = {"task": name, "test_split": "test", "num_fewshot": 0}
-        config |= {
-            "doc_to_text": "question",
-            "doc_to_target": "answer",
-            "metadata": {"version": _VERSION},
-        }
+        config |= {"doc_to_text": "question", "doc_to_target": "answer"}
+        config["metadata"] = {"version": _VERSION}
         if "choices" in rows[0]:
             config |= {"output_type": "multiple_choice", "doc_to_choice": "choices"}
             config["metric_list"] = [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}]
@@ -176,17 +173,13 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         return self._write_prompt(doc, self.tokenizer, self.template_args, system)
 
     def check_prompts(
-        self,
-        tokenizer: Any,
-        template_args: Mapping[str, Any],
-        system: str | None,
-        limit: int | None,
+        self, tokenizer: Any, variables: Mapping[str, Any], system: str | None, limit: int | None
     ) -> None:
         """Check that a chat template takes the messages and tools of all questions.
 
         Args:
             tokenizer: Has the template.
-            template_args: The template's variables.
+            variables: The template's variables.
             system: What a system turn says if the question has none of its own.
             limit: How many of the questions are asked; None: all.
 
@@ -194,21 +187,17 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             DataError: The template fails, or drops a turn or a tool.
         """
         for row in self._rows[:limit] if self.has_messages else ():
-            self._write_prompt(row, tokenizer, template_args, system)  # raises the error
+            self._write_prompt(row, tokenizer, variables, system)  # raises the error
 
     def _write_prompt(
-        self,
-        doc: dict[str, Any],
-        tokenizer: Any,
-        template_args: Mapping[str, Any],
-        system: str | None,
+        self, doc: dict[str, Any], tokenizer: Any, variables: Mapping[str, Any], system: str | None
     ) -> ChatPrompt:
         """Render a question's messages; arguments and errors are those of `check_prompts`."""
         chat = json.loads(doc["conversation"])
         messages, tools = chat["messages"], chat["tools"]  # `tools` is None if there are none
         if messages[0]["role"] != "system" and system:
             messages.insert(0, {"role": "system", "content": system})
-        options = {"tools": tools, "add_generation_prompt": True, **template_args}
+        options = {"tools": tools, "add_generation_prompt": True, **variables}
         prompt = render_chat(tokenizer, messages, **options)
         # All that the user and the system say must be in the prompt, and each tool. Turns of the
         # assistant need not be in it word for word: some templates drop the thinking in them.

@@ -7,7 +7,7 @@ It may show a change with fewer questions, but it is not accuracy: a temperature
 answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import exp, fsum, inf, isfinite, isnan
 
 from slimdown.config.benchmark_config import CHOICE_PROBABILITY
@@ -32,10 +32,7 @@ def compute_probabilities(log_likelihoods: Sequence[float]) -> list[float]:
 
 
 def score_right_choice(
-    choices: Sequence[str],
-    log_likelihoods: Sequence[float],
-    target: str,
-    scores: Mapping[str, float],
+    choices: Sequence[str], log_likelihoods: Sequence[float], target: str, scores: dict[str, float]
 ) -> float | None:
     """Compute the probability of the right choice; choices with the same text count once.
 

@@ -46,6 +46,11 @@ _BY_METRIC = ("answers", "scores", "repeated_scores")
 _QUESTION_FACTS = [field.name for field in fields(Sample) if field.name not in _BY_METRIC]
 
 
+# What pyarrow, `json` and Python raise for a file whose content is not as expected.
+_READING_ERRORS = (pa.ArrowException, OSError, ValueError, LookupError, TypeError)
+_OTHER_VERSION = "another version of slimdown wrote it"
+
+
 class DamagedSamples(ValueError):
     """A file of samples that is not what was written, or contradicts itself."""
 
@@ -87,33 +92,40 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
         DamagedSamples: The file is cut short, changed, or not one of samples.
         DataError: Another version of slimdown wrote it, and this one cannot read it.
     """
-    is_whole = False  # whether the file's content is what was written: its digest agrees
     try:
         table = pq.read_table(file)
         metadata = table.schema.metadata
         facts = json.loads(metadata[b"slimdown"])
         check_format(facts.get("format"))
-        is_whole = metadata[b"digest"].decode() == _hash_content(table, facts)
-        if not is_whole:
+        if metadata[b"digest"].decode() != _hash_content(table, facts):
             raise ValueError("its content is not what was written")
-        # By task and number of a question, its rows, one for each metric.
-        by_question: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
-            by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
-        fields_of_evaluation = {name: facts[name] for name in _EVALUATION_FACTS}
-        fields_of_evaluation["looks"] = tuple(facts["looks"])
-        samples = tuple(map(_build_sample, by_question.values()))
-        evaluation = BenchmarkEvaluation(benchmark, samples=samples, **fields_of_evaluation)
+    except DataError as error:  # of `check_format`
+        raise DataError(f"{_OTHER_VERSION}: {_shorten(error)}") from None
+    except _READING_ERRORS as error:
+        raise DamagedSamples(_shorten(error)) from None
+    # The content is what was written. So if it cannot be read, another version wrote it.
+    try:
+        evaluation = _build_evaluation(table, facts, benchmark)
         problem = check_evaluation(evaluation)
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, DataError) as error:
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
-        # `check_format` raises a DataError if another version wrote the file. If the content is
-        # what was written and cannot be read all the same, another version wrote it, too.
-        if is_whole or isinstance(error, DataError):
-            raise DataError(f"another version of slimdown wrote it: {problem}") from None
+    except _READING_ERRORS as error:
+        raise DataError(f"{_OTHER_VERSION}: {_shorten(error)}") from None
     if problem:
         raise DamagedSamples(problem)
     return evaluation
+
+
+def _build_evaluation(
+    table: pa.Table, facts: dict[str, Any], benchmark: ResolvedBenchmark
+) -> BenchmarkEvaluation:
+    """Build an evaluation from the rows of a file and the facts of its metadata."""
+    # By task and number of a question, its rows, one for each metric.
+    by_question: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
+        by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
+    fields_of_evaluation = {name: facts[name] for name in _EVALUATION_FACTS}
+    fields_of_evaluation["looks"] = tuple(facts["looks"])
+    samples = tuple(map(_build_sample, by_question.values()))
+    return BenchmarkEvaluation(benchmark, samples=samples, **fields_of_evaluation)
 
 
 def _build_sample(rows: list[dict[str, Any]]) -> Sample:
@@ -127,6 +139,11 @@ def _build_sample(rows: list[dict[str, Any]]) -> Sample:
         scores={row["metric"]: row["score"] for row in rows},
         repeated_scores={metric: tuple(scores) for metric, scores in repeated.items() if scores},
     )
+
+
+def _shorten(error: Exception) -> str:
+    """Return the first 200 characters of an error in one line; its class if it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _hash_content(table: pa.Table, facts: dict[str, Any]) -> str:

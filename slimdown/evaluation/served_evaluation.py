@@ -38,18 +38,19 @@ def find_served_otherwise(
         These benchmarks, by name.
     """
     compared_template, served_template = templates
-    found = {}
+    has_other_start = serving.start != base.start  # BOS, or nothing
+    has_other_chats = compared_template != served_template or serving.doubles_bos(base)
+    # Stops that only the tuned model has change nothing: they also end its answers when it is asked
+    # as the base.
+    lacks_stops = not set(base.stops) <= set(serving.stops)
+    answers_otherwise = lacks_stops or serving.generation != base.generation
+    affected = {}
     for name, task in tasks.items():
-        has_other_prompts = serving.start != base.start  # BOS, or nothing
-        if task.narrow(config).apply_chat_template:
-            has_other_prompts |= compared_template != served_template or serving.doubles_bos(base)
-        # Stops that only the tuned model has change nothing: they also end its answers when it is
-        # asked as the base.
-        lacks_stops = not set(base.stops) <= set(serving.stops)
-        answers_otherwise = lacks_stops or serving.generation != base.generation
+        uses_template = task.narrow(config).apply_chat_template
+        has_other_prompts = has_other_start or (uses_template and has_other_chats)
         if has_other_prompts or (task.generates and answers_otherwise):
-            found[name] = task
-    return found
+            affected[name] = task
+    return affected
 
 
 def evaluate_as_served(
@@ -79,16 +80,14 @@ def evaluate_as_served(
         seconds and costs are those of the served model alone.
     """
     evaluator = Evaluator(dict(tasks), config, backend=backend)
-    measured = {name: evaluation.benchmarks[name] for name in tasks}
+    n_asked = {name: len(evaluation.benchmarks[name].samples) for name in tasks}
 
     def find_shorter(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
         """Find the benchmarks that need more questions to have as many as before."""
-        return {
-            name for name in answers if len(answers[name].samples) < len(measured[name].samples)
-        }
+        return {name for name in answers if len(answers[name].samples) < n_asked[name]}
 
     # With looks, sequential testing may have ended the asking before all questions were asked.
-    may_have_stopped = any(benchmark.looks for benchmark in measured.values())
+    may_have_stopped = any(evaluation.benchmarks[name].looks for name in tasks)
     stop_when = find_shorter if may_have_stopped else None
     served = evaluator.evaluate(model, cache, stop_when, on_progress)
     benchmarks = evaluation.benchmarks | served.benchmarks

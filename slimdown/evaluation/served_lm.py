@@ -151,25 +151,20 @@ class ServedLM(VirtualTokensLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Have the server answer the messages that the prompts were made of."""
-        # For each request, its `until`, which are the stop texts, and its `max_gen_toks`.
-        all_settings = [
-            normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests
-        ]
-        pairs = zip(requests, all_settings, strict=True)
-        written_requests = [self._write(request, settings) for request, settings in pairs]
+        written_requests = [self._write(request) for request in requests]
         self._chat.set_cache_hook(self.cache_hook)
         with self._ask():
             answers = self._chat.generate_until(written_requests)
-        answered = zip(answers, all_settings, strict=True)
-        return [self._read(answer, settings) for answer, settings in answered]
+        pairs = zip(answers, requests, strict=True)
+        return [self._read(answer, request) for answer, request in pairs]
 
-    def _write(self, request: Any, settings: Any) -> Any:
+    def _write(self, request: Any) -> Any:
         """Write a request as the client takes it: messages, stops and the most tokens.
 
         Args:
             request: The harness's request, whose prompt is a `ChatPrompt`.
-            settings: What `normalize_gen_kwargs` made of its settings of generation.
         """
+        settings = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
         # Variables that the template reads, such as enable_thinking; the server has its own.
         variables = {
             name: value
@@ -182,13 +177,14 @@ class ServedLM(VirtualTokensLM):
         limits = {"until": stops, "max_gen_toks": settings["max_gen_toks"], "temperature": 0}
         return SimpleNamespace(args=(JsonChatStr(json.dumps(content)), limits))
 
-    def _read(self, answer: _CountedAnswer, settings: Any) -> Answer:
+    def _read(self, answer: _CountedAnswer, request: Any) -> Answer:
         """Cut an answer at its stop texts, and count whether it is empty or cut by the server.
 
         Args:
             answer: As the client read it.
-            settings: What `normalize_gen_kwargs` made of the request's settings of generation.
+            request: The harness's request that it answers.
         """
+        settings = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
         text = str(answer)
         for stop in filter(None, settings["until"]):  # the server got at most four of them
             text = text.partition(stop)[0]
@@ -238,10 +234,8 @@ class ServedLM(VirtualTokensLM):
 
     def describe_answers(self) -> Iterator[str]:
         """Say how many answers were empty, or were cut because the server's context was full."""
-        for n, problem in (
-            (self._n_empty, "empty"),
-            (self._n_cut, f"cut at the server's context of {self.server.n_context or '?'} tokens"),
-        ):
+        cut = f"cut at the server's context of {self.server.n_context or '?'} tokens"
+        for n, problem in ((self._n_empty, "empty"), (self._n_cut, cut)):
             if n:
                 yield f"{n:,} of {self._n_answered:,} answers of the server were {problem}."
 

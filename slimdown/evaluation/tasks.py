@@ -163,12 +163,12 @@ class BenchmarkTask:
             ModelError: There is no template, or it fails for a plain question.
             DataError: It fails for the messages of a question, or drops some of them.
         """
-        if self.has_messages:
-            args = read_template_args(tokenizer, replace(evaluation, apply_chat_template=True))
-            for task in self.tasks.values():  # each raises the error
-                task.check_prompts(
-                    tokenizer, args, evaluation.system_instruction, limit=self.config.limit
-                )
+        if not self.has_messages:
+            return
+        variables = read_template_args(tokenizer, replace(evaluation, apply_chat_template=True))
+        system, limit = evaluation.system_instruction, self.config.limit
+        for task in self.tasks.values():
+            task.check_prompts(tokenizer, variables, system, limit)  # raises the error
 
     def hash_questions(self, requests: Requests) -> str:
         """Hash the requests, the rows they come from, and how the tasks build and score them."""
@@ -180,8 +180,7 @@ class BenchmarkTask:
         for key, own_requests in requests.items():
             arguments = [str(request.args) for request in own_requests]
             row = own_requests[0].doc  # all requests of a question have the same row
-            contents = [key, arguments, row]
-            digest.update(json.dumps(contents, default=str).encode())
+            digest.update(json.dumps([key, arguments, row], default=str).encode())
         return digest.hexdigest()[:32]
 
     def questions(self) -> list[Question]:
@@ -235,24 +234,22 @@ def load_tasks(
         manager = _index_task_files(in_harness, own_folders)
         for i, (name, benchmark) in enumerate(benchmarks.items()):
             on_progress(i, len(benchmarks), name)
+            files_hash = ""
             if benchmark.path is not None:  # a file of the user's own questions
                 rows = read_questions(benchmark.path, benchmark.score)
                 found = {"tasks": {benchmark.task: make_file_task(benchmark, rows)}}
-                loaded[name] = _check_task(name, benchmark, found, files_hash="")
-                continue
-            try:
-                with forbid_hub_metrics(f"benchmark.{name}: "):
-                    found = _load_from_harness(f"benchmark.{name}.task", benchmark.task, manager)
-                    _try_scoring(found["tasks"])
-            except DataError as error:
-                if lacking is None:
-                    raise
-                if is_silence(error) and not loaded:
-                    # The hub does not answer. Every other benchmark would wait for it as long.
-                    raise DataError(f"{error}. {_MEASURE_CACHED}") from None
-                lacking[name] = str(error)
-                continue
-            files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
+            else:
+                try:
+                    found = _load_from_harness(name, benchmark.task, manager)
+                except DataError as error:
+                    if lacking is None:
+                        raise
+                    if is_silence(error) and not loaded:
+                        # The hub does not answer. Every other benchmark would wait for it as long.
+                        raise DataError(f"{error}. {_MEASURE_CACHED}") from None
+                    lacking[name] = str(error)
+                    continue
+                files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
             loaded[name] = _check_task(name, benchmark, found, files_hash)
     if lacking and not loaded:
         raise DataError(_join_problems(lacking.values()))
@@ -298,11 +295,11 @@ def _index_task_files(names: set[str], own: list[str]) -> Any:
     return manager
 
 
-def _load_from_harness(setting: str, task: str, manager: Any) -> Any:
-    """Load a task, or all tasks of a group, with their data.
+def _load_from_harness(name: str, task: str, manager: Any) -> Any:
+    """Load a task, or all tasks of a group, with their data; check that none runs code of the hub.
 
     Args:
-        setting: The setting that names the task, for messages.
+        name: The benchmark's name, for messages.
         task: The name of a task, a group or a tag.
         manager: What `_index_task_files` returned.
 
@@ -310,18 +307,21 @@ def _load_from_harness(setting: str, task: str, manager: Any) -> Any:
         What the harness's `load` returns: its `tasks` and its `groups`, both by name.
 
     Raises:
-        ConfigError: There is no such task, or its file is damaged.
+        ConfigError: There is no such task, its file is damaged, or it takes a metric from the hub.
         DataError: Its data cannot be loaded.
     """
+    setting = f"benchmark.{name}.task={task}"
     if task not in manager.all_tasks:
-        problem = "a task file names it, but holds no task that can be read"
-        raise ConfigError(f"{setting}={task}: {problem}")
-    with explain_hub_errors(f"{setting}={task}", DataError):
-        try:
-            return manager.load([task])
-        except RecursionError:
-            problem = "one of its groups contains itself, or its settings are nested too deeply"
-            raise ConfigError(f"{setting}={task}: {problem}; correct its task file") from None
+        raise ConfigError(f"{setting}: a task file names it, but holds no task that can be read")
+    with forbid_hub_metrics(f"benchmark.{name}: "):
+        with explain_hub_errors(setting, DataError):
+            try:
+                found = manager.load([task])
+            except RecursionError:
+                problem = "one of its groups contains itself, or its settings are nested too deeply"
+                raise ConfigError(f"{setting}: {problem}; correct its task file") from None
+        _try_scoring(found["tasks"])
+    return found
 
 
 def _try_scoring(tasks: dict[str, Any]) -> None:
@@ -392,14 +392,10 @@ def _check_task(
     metric_names = list(first.higher_is_better())
     filters = [settings["name"] for settings in first.config.filter_list or [{"name": "none"}]]
     # The primary metric is one of these: usable metrics, each with every filter.
-    candidates = [
-        Metric(name, filter_name)
-        for name in metric_names
-        if name in usable
-        for filter_name in filters
-    ]
+    usable_names = [name for name in metric_names if name in usable]
+    candidates = [Metric(name, filter_name) for name in usable_names for filter_name in filters]
     if benchmark.metric is None:
-        reported = {  # as the score of the group
+        reported = {  # what the group reports as its score; without named filters, all of them
             Metric(metric.metric, filter_name)
             for metric in group_metrics
             for filter_name in metric.filter_list or filters
@@ -544,14 +540,16 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
     if config.temperature:  # a model's generation_config.json could set another top_p or top_k
         chosen |= {"do_sample": True, "temperature": config.temperature, "top_p": 1.0, "top_k": 0}
     chosen = {key: value for key, value in chosen.items() if value is not None}
-    if chosen and not task.generates:
+    if not chosen:
+        return
+    if not task.generates:
         names = "max_gen_toks, stop, temperature and repeats"
         kind = "documents" if task.reads_texts else "choices"
         problem = f"{config.task} has {kind}, and {names} are for generated answers"
         raise ConfigError(f"benchmark.{task.name}: {problem}; leave them out")
-    for harness_task in task.tasks.values():  # a group may also have tasks with choices
-        if not chosen or harness_task.OUTPUT_TYPE != "generate_until":
-            continue
+    for harness_task in task.tasks.values():
+        if harness_task.OUTPUT_TYPE != "generate_until":
+            continue  # a group may also have tasks with choices
         own_repeats = harness_task.config.repeats or 1
         if own_repeats > 1 and config.repeats:
             problem = f"{harness_task.config.task} makes one answer of {own_repeats} already"
@@ -598,18 +596,18 @@ def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
         in it, the prompt. If the prompt has no words, the longest text of the row.
     """
     prompt = task.doc_to_text(doc)
-    fields: dict[str, str] = {}  # the row's texts by their words
+    texts: dict[str, str] = {}  # the row's texts, by their words
     for text in doc.values():
         words = join_words(split_words(text)) if isinstance(text, str) else ""
         if len(words.strip()) > 1:  # a single letter, such as that of a choice, is in any prompt
-            fields[words] = text
+            texts[words] = text
     prompt_words = join_words(split_words(prompt)) if isinstance(prompt, str) else ""
     if not prompt_words.strip():  # it is the number of a choice, or all is the answer
-        return (max(fields.values(), key=len, default=""),)
-    used = [words for words in fields if words in prompt_words]
-    # A text that is a part of another one is left out.
-    longest = [words for words in used if not any(words in text for text in used if text != words)]
-    return tuple(fields[words] for words in longest) or (prompt,)
+        return (max(texts.values(), key=len, default=""),)
+    used = [words for words in texts if words in prompt_words]
+    # Each text is a part of itself. One that is also a part of another text is left out.
+    outermost = [words for words in used if sum(words in other for other in used) == 1]
+    return tuple(texts[words] for words in outermost) or (prompt,)
 
 
 def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:

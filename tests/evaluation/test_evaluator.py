@@ -27,8 +27,8 @@ from slimdown.config.benchmark_config import BenchmarkConfig, Role
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.evaluation import evaluation_cache
 from slimdown.evaluation.backend import choose_backend
-from slimdown.evaluation.evaluator import Evaluator
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.evaluation.evaluator import Evaluator, try_costs
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Work
 from slimdown.evaluation.tasks import keep_random_states, load_tasks
 from slimdown.models.base_model import LoadedModel
 from slimdown.pocket import TASKS_DIR
@@ -343,6 +343,12 @@ metric_list:
   - {metric: spread, aggregation: !function own_code.spread, higher_is_better: true}
 """,
     "own_two": YES_OR_NO,
+    "own_written": """
+output_type: generate_until
+generation_kwargs: {until: [], max_gen_toks: 4}
+process_results: !function own_code.accept
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
     "own_samples": f"""{YES_OR_NO}
 num_fewshot: 2
 fewshot_config: {{sampler: first_n, samples: [{{question: 'one'}}, {{question: 'two'}}]}}
@@ -353,6 +359,10 @@ fewshot_config: {{sampler: first_n, samples: [{{question: 'one'}}, {{question: '
 OWN_CODE = """
 def score(doc, results):
     return {"hundred": 25.0, "wrong": 0.5, "spread": 0.5}
+
+
+def accept(doc, results):
+    return {"acc": 1.0}
 
 
 def spread(values):
@@ -379,8 +389,12 @@ def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "own_code.py").write_text(OWN_CODE)
     for name, text in OWN_TASKS.items():
         (folder / f"{name}.yaml").write_text(f"task: {name}\n{TASK}{text}")
-    group = "group: own_shots\ntask: [own_samples, own_shown]\n"
-    (folder / "own_shots.yaml").write_text(f"{group}aggregate_metric_list: [{{metric: acc}}]\n")
+    for name, tasks in (
+        ("own_shots", "[own_samples, own_shown]"),
+        ("own_mixed", "[own_two, own_written]"),
+    ):
+        group = f"group: {name}\ntask: {tasks}\naggregate_metric_list: [{{metric: acc}}]\n"
+        (folder / f"{name}.yaml").write_text(group)
     for name, by_size in (("own_by_task", "false"), ("own_by_size", "true")):
         (folder / f"{name}.yaml").write_text(GROUP.format(name=name, by_size=by_size))
     return str(folder)
@@ -459,6 +473,16 @@ def test_a_group_weighs_its_tasks_alike(by_size: bool, own_tasks: str, pocket: L
     assert {sample.task for sample in evaluation.samples} == {"own_two", "own_four"}
     weights = None if by_size else {"own_two": 0.5, "own_four": 0.5}
     assert evaluation.task_weights == weights
+
+
+def test_a_group_of_choices_and_generated_answers_is_tried(
+    own_tasks: str, pocket: LoadedModel
+) -> None:
+    tasks = load_own(own_tasks, "own_mixed")
+    (cost,) = try_costs(tasks, make_config(), pocket, most_seconds=0)
+    assert (cost.work, cost.n) == (Work.answers, 24)
+    assert cost.new_tokens == 12 * 4
+    assert cost.seconds > 0
 
 
 def test_tasks_of_a_group_have_their_own_examples(own_tasks: str, pocket: LoadedModel) -> None:

@@ -18,9 +18,9 @@ def test_a_suite_ends_at_the_first_benchmark_unless_only_the_cache_is_read(
 ) -> None:
     tried: list[str] = []
 
-    def be_silent(setting: str, task: str, manager: object) -> None:
+    def be_silent(name: str, task: str, manager: object) -> None:
         tried.append(task)
-        with tasks.explain_hub_errors(f"{setting}={task}", DataError):
+        with tasks.explain_hub_errors(f"benchmark.{name}.task={task}", DataError):
             raise ConnectionError
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
