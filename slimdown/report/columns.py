@@ -179,7 +179,7 @@ def _show_score(index: int) -> Callable[[FindingRow], Cell]:
 def _show_change(row: FindingRow) -> Cell:
     """Show the change in points; that of the primary metric with the interval of its verdict."""
     change = row.change.difference  # with its 95 % interval
-    shown = change
+    shown = change.estimate
     values: dict[str, Any] = {"change": change.value, "change_stderr": change.standard_error}
     values |= {"change_low": change.low, "change_high": change.high}
     if row.is_primary:

@@ -290,9 +290,9 @@ class SeedAnswers:
         # shows that the base answers differ: then it lies within the sum of both bounds.
         largest = [float(np.abs(part).max()) for part in parts]
         bounds = []
-        for own, theirs, largest_difference in zip(self.bounds, other.bounds, largest, strict=True):
-            bound = max(own, theirs)
-            bounds.append(bound if largest_difference <= bound else own + theirs)
+        for own_bound, their_bound, most in zip(self.bounds, other.bounds, largest, strict=True):
+            bound = max(own_bound, their_bound)
+            bounds.append(bound if most <= bound else own_bound + their_bound)
         is_binary = self.is_binary and other.is_binary and max(largest) <= 1
         return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, seeds)
 
