@@ -481,7 +481,7 @@ def test_a_group_of_choices_and_generated_answers_is_tried(
     tasks = load_own(own_tasks, "own_mixed")
     (cost,) = try_costs(tasks, make_config(), pocket, most_seconds=0)
     assert (cost.work, cost.n) == (Work.answers, 24)
-    assert cost.new_tokens == 12 * 4
+    assert 0 < cost.new_tokens <= 12 * 4
     assert cost.seconds > 0
 
 
