@@ -81,12 +81,12 @@ def _describe_corrections(
         comparison: The compared runs.
         judged: For each row, its means by column.
     """
-    holds = [  # for each verdict of a single run, whether it is the same in the table
-        means[name].verdict is change.verdict
-        for row, means in zip(comparison.rows, judged, strict=True)
-        for name, change in row.runs[0].changes.items()
-        if len(row.runs) == 1 and change.verdict not in (None, Verdict.undecided)
-    ]
+    holds = list[bool]()  # for each verdict of a single run, whether it is the same in the table
+    for row, means in zip(comparison.rows, judged, strict=True):
+        if len(row.runs) == 1:
+            for name, change in row.runs[0].changes.items():
+                if change.verdict not in (None, Verdict.undecided):  # these claim nothing
+                    holds.append(means[name].verdict is change.verdict)
     n_claims = sum(mean.verdict is not None for means in judged for mean in means.values())
     if not all(holds):
         yield (
