@@ -88,10 +88,11 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         gained = (len(benchmark_changes) - n_lost, len(answers) - n_lost_shown)
         counts.append({"name": benchmark, "lost": lost, "gained": gained})
     all_answers = [answer for benchmark in pairs for answer in answers_by_benchmark[benchmark]]
-    data: dict[str, Any] = {
+    all_answers.sort(key=lambda answer: not answer["lost"])  # the losses first
+    data = {
         "benchmarks": [visible(benchmark) for benchmark in pairs],
         "causes": {cause: heading for cause, (heading, _) in text.CAUSES.items()},
-        "answers": sorted(all_answers, key=lambda answer: not answer["lost"]),  # the losses first
+        "answers": all_answers,
     }
     return pages.render(
         "answers.html.j2",
@@ -100,10 +101,10 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         place=place,
         part=findings.part,
         counts=counts,
-        longest=_LENGTH if any(map(_is_cut, data["answers"])) else 0,  # 0: no text is cut
+        longest=_LENGTH if any(map(_is_cut, all_answers)) else 0,  # 0: no text is cut
         n_changed=sum(map(len, changes.values())),
-        n_shown=len(data["answers"]),
-        has_choices=any("choices" in answer for answer in data["answers"]),
+        n_shown=len(all_answers),
+        has_choices=any("choices" in answer for answer in all_answers),
         # `acc_norm` takes the choice that is likeliest per character, and the page says so.
         by_length=[
             n for n, b in findings.benchmarks.items() if Metric(b.metric).name == "acc_norm"
@@ -172,14 +173,14 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
     def describe(example: Example, is_lost: bool) -> _Change:
         """Describe one lost or gained answer, and how clear the change is.
 
-        The clarity is the change of the right choice's probability. Without that, it is the change
-        of the mean of the answer's scores.
+        It is as clear as the change of the right choice's probability is large. Without that, the
+        change of the mean of the answer's scores counts.
         """
         base, tuned = example.base, example.tuned
         # By metric, how far the score fell; below 0 if it rose.
         falls = {key: score - tuned.scores.get(key, 0.0) for key, score in base.scores.items()}
         p_loss = falls.get(CHOICE_PROBABILITY)
-        clarity = fsum(falls.values()) / max(1, len(falls)) if p_loss is None else p_loss
+        fall = fsum(falls.values()) / max(1, len(falls)) if p_loss is None else p_loss
         cause = find_cause(example, metric) if is_lost and changed.has_causes else ""
         subject = (base.category or base.task) if len(subjects) > 1 else ""
         # Question numbers are unique only within a task, such as "colors-subject1-17".
@@ -193,7 +194,7 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
             subject=visible(subject),
             example=example,
             p_loss=p_loss,
-            clarity=clarity if is_lost else -clarity,  # a gain is clear if the score rose far
+            clarity=fall if is_lost else -fall,  # a gain is clear if the score rose far
         )
 
     # An answer can be lost by a further metric and gained by the primary one. Then it is gained.

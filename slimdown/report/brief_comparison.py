@@ -4,7 +4,7 @@ One line is one configuration. Above the first line of each base model stand its
 is never wider than the console: columns that find no room are left out, and named below it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf, isnan
 from statistics import fmean
@@ -81,7 +81,8 @@ def _describe_other_differences(comparison: Comparison, varied: Sequence[str]) -
     Settings that follow from a varied one are not named. If the runs differ in `keep.name`, for
     example, they also differ in what the files of these mitigations set.
     """
-    # Sections such as "keep" or "dataset" of which whole files were varied.
+    # Sections of which whole files were varied: "keep" by the key "keep.name", or "dataset", which
+    # is a key of its own.
     chosen_sections = {
         key.partition(".")[0] for key in varied if key.endswith(".name") or "." not in key
     }
@@ -135,14 +136,27 @@ def _make_table(
         base = _name_model(configuration), rounded
         if base not in shown_bases:
             shown_bases.append(base)
-            # The word "base" stands in the first column; the others that name rows stay empty.
-            base_cells = dict.fromkeys(label, Cell()) | {next(iter(label)): Cell("base")}
-            for name, column in number_columns.items():
-                base_cells[column] = _show_score(scores.get(name))
-            rows.append(Row(base_cells, is_secondary=True))
+            rows.append(_make_base_row(scores, label, number_columns))
         cells = {column: _show_change(means.get(name)) for name, column in number_columns.items()}
         rows.append(Row({**label, **cells}))
     return Table("", rows)
+
+
+def _make_base_row(
+    scores: Mapping[str, float], label: Iterable[Column], number_columns: Mapping[str, Column]
+) -> Row:
+    """Return the row of a base model.
+
+    Args:
+        scores: Its score on each benchmark, a share.
+        label: The columns that name a row. The word "base" stands in the first one.
+        number_columns: By benchmark, the column of the scores.
+    """
+    cells = dict.fromkeys(label, Cell())
+    cells[next(iter(label))] = Cell("base")
+    for name, column in number_columns.items():
+        cells[column] = _show_score(scores.get(name))
+    return Row(cells, is_secondary=True)
 
 
 def _average_base_scores(row: Configuration) -> dict[str, float]:

@@ -119,7 +119,8 @@ def collect_metrics(findings: Findings) -> dict[str, float]:
             if Place.mlflow not in column.places:
                 continue
             values = column.show(row).values
-            for key in values if column.metrics is None else column.metrics:
+            keys = values if column.metrics is None else column.metrics
+            for key in keys:
                 value = values.get(key)  # None if the benchmark does not have it
                 if isinstance(value, int | float):
                     shown = round(100 * value, 2) if column.holds_shares else value

@@ -63,6 +63,7 @@ def comparison_table(
     for row, means in list(zip(comparison.rows, judged, strict=True))[:n_shown]:
         run_cells = _show_run(row, are_unique)
         cells = _show_settings(comparison, row, settings) | _show_changes(row, means, headings)
+        cells |= _show_noise(row, headings)
         # If the settings name the rows, the runs come last.
         rows.append(Row(cells | run_cells if are_unique else run_cells | cells))
     if len(rows) < len(comparison.rows):
@@ -80,12 +81,12 @@ def _describe_corrections(
         comparison: The compared runs.
         judged: For each row, its means by column.
     """
-    holds = [  # for each verdict of a single run, whether it is the same in the table
-        means[name].verdict is change.verdict
-        for row, means in zip(comparison.rows, judged, strict=True)
-        for name, change in row.runs[0].changes.items()
-        if len(row.runs) == 1 and change.verdict not in (None, Verdict.undecided)
-    ]
+    holds = list[bool]()  # for each verdict of a single run, whether it is the same in the table
+    for row, means in zip(comparison.rows, judged, strict=True):
+        if len(row.runs) == 1:
+            for name, change in row.runs[0].changes.items():
+                if change.verdict not in (None, Verdict.undecided):  # these claim nothing
+                    holds.append(means[name].verdict is change.verdict)
     n_claims = sum(mean.verdict is not None for means in judged for mean in means.values())
     if not all(holds):
         yield (
@@ -159,7 +160,7 @@ def _show_settings(
 def _show_changes(
     row: Configuration, judged: Mapping[str, JudgedMean], headings: Mapping[str, str]
 ) -> dict[Column, Cell]:
-    """Show the changes of a row by column, and for files the noise of each change.
+    """Show the changes of a row by column.
 
     Without a target benchmark, the loss on held-out rows shows what was learned.
 
@@ -180,7 +181,19 @@ def _show_changes(
         column = Column("learned_loss", "nats per token", is_number=True, places=NOT_BRIEF)
         loss_text = "" if isnan(loss) else format_number(loss, ".3f")
         cells[column] = Cell(loss_text, sort_key=loss, values={"learned_loss": loss})
-    # The standard errors of a mean over seeds, see `SeedMean`; nan for a single seed.
+    return cells
+
+
+def _show_noise(row: Configuration, headings: Mapping[str, str]) -> dict[Column, Cell]:
+    """Show the noise of each benchmark's mean change by its source; pages leave it out.
+
+    It is a standard error over the seeds (`SeedMean`), and is not known for a single seed.
+
+    Args:
+        row: The row that is shown.
+        headings: The headings of all columns.
+    """
+    cells: dict[Column, Cell] = {}
     for source, attribute in (("questions", "question_error"), ("training", "training_error")):
         errors = {name: getattr(change.change, attribute) for name, change in row.changes.items()}
         known = {headings[name]: error for name, error in errors.items() if isfinite(error)}

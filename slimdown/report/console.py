@@ -260,16 +260,14 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     label = redact(label)
     if console.is_terminal:
         name = TextColumn("{task.description}", markup=False)
-        how_far = TextColumn("{task.fields[pace]}", markup=False, table_column=Column())  # may wrap
-        bar = Progress(
-            SpinnerColumn(), name, BarColumn(8), how_far, console=console, transient=True
-        )
-        with bar as progress:
-            task = progress.add_task(visible(label), total=None, pace=pace)
+        status = TextColumn("{task.fields[pace]}", markup=False, table_column=Column())  # may wrap
+        bar = Progress(SpinnerColumn(), name, BarColumn(8), status, console=console, transient=True)
+        with bar:
+            task = bar.add_task(visible(label), total=None, pace=pace)
 
             def update_bar(done: int, total: int, detail: str) -> None:
                 pace.update(done, total, detail)
-                progress.update(task, completed=done, total=total or None)
+                bar.update(task, completed=done, total=total or None)
 
             yield update_bar
         return

@@ -86,10 +86,8 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
         plans: The plans of the runs that are left to do.
         n_finished: How many runs of the command are finished already.
     """
-    done = ""  # the last sentence, with a space before it
-    if n_finished:
-        verb = "is" if n_finished == 1 else "are"
-        done = f" {pluralize(n_finished, 'run')} {verb} in the record already."
+    verb = "is" if n_finished == 1 else "are"
+    done = f" {pluralize(n_finished, 'run')} {verb} in the record already." if n_finished else ""
     if not plans:
         return f"Nothing is left to do.{done}"
     seconds = sum(plan.seconds for plan in plans)  # nan if a part's time is not known

@@ -44,7 +44,6 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
         for row in _show_benchmark(stages, name):
             rows.append(replace(row, is_secondary=name in unchanged))
     rows = name_levels(rows)  # their headings name the intervals' level
-    n_steps = len(stages.reported)
     benchmarks = stages.steps[0].findings.benchmarks.values()
     n_benchmarks = sum(benchmark.verdict is not None for benchmark in benchmarks)  # not watched
     # Only a chain of several steps has a whole. Otherwise every change is relative to the first.
@@ -52,7 +51,7 @@ def stages_table(stages: StageFindings, title: str = "", gate: Gate | None = Non
     legend = (
         f"Changes are relative to {against}, in percentage points, with confidence intervals of at "
         "least 95 % (90 % for retained). Verdicts are corrected for all changes of the table "
-        f"({pluralize(n_steps, 'step')}, {pluralize(n_benchmarks, 'benchmark')})."
+        f"({pluralize(len(stages.reported), 'step')}, {pluralize(n_benchmarks, 'benchmark')})."
     )
     losses = list(describe_losses(stages))
     more = pluralize(len(unchanged), "more benchmark")

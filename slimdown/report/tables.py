@@ -27,12 +27,12 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from slimdown.report import formatting
 from slimdown.report.formatting import (
     EMPTY,
     SHORTEST_NAME,
     cut_name,
     escape_markdown,
+    format_value,
     pluralize,
     visible,
 )
@@ -188,8 +188,8 @@ def make_table(
         if isinstance(value, Cell):
             return value
         is_unknown = value is None or value != value  # nan equals nothing, not even itself
-        format_value = (formats or {}).get(name, formatting.format_value)
-        shown = EMPTY if is_unknown else format_value(value)
+        format_known = (formats or {}).get(name, format_value)
+        shown = EMPTY if is_unknown else format_known(value)
         return Cell(shown, sort_key=value, values={name: value})
 
     rows: list[dict[Column, Cell]] = [{} for _ in records]
