@@ -438,7 +438,8 @@ class BenchmarkRun:
         lines = results["samples"][name]  # one for each question and filter
         samples = read_task_samples(name, lines, results["configs"][name], self.task.config)
         if task.OUTPUT_TYPE == "generate_until":
-            # The harness keeps the text alone; an `Answer` also has its thinking and how it ended.
+            # A response is an `Answer`: a text with its thinking and how it ended. The harness
+            # keeps the text alone, so the samples take these attributes, which they have as fields.
             pairs = zip(requests, responses, strict=True)
             answers = {request.doc_id: repeated[0] for request, repeated in pairs}
             samples = [replace(sample, **vars(answers[sample.doc_id])) for sample in samples]

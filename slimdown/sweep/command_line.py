@@ -528,15 +528,16 @@ def _set_value(composed: DictConfig, override: Override) -> str:
             value = [value]  # a list of one
         if isinstance(value, str) and setting and setting.type in _NUMBERS:
             value = read_share(value)
-        # What a search varies, such as `search.space.lora.r.low=4`: `update` would take the dots of
-        # the searched key, `lora.r`, for sections. So it gets a dictionary by this key instead.
+        # What a search varies: `search.space.lora.r.low=4`, or all at once in a dictionary,
+        # `search.space.lora.r={low: 4, high: 8}`. `update` would take the dots of the searched key,
+        # `lora.r`, for sections. So it gets a dictionary by this key instead.
         if dimension := re.match(rf"search\.space\.{SPACE_KEY}", key):
-            searched_key, field_name = dimension.groups()  # such as `lora.r`, and `.low` or nothing
-            if not (field_name or isinstance(value, dict)):
+            searched_key, field_name = dimension.groups()  # `lora.r`, and `.low` or None
+            if field_name:
+                value = {field_name.removeprefix("."): value}
+            elif not isinstance(value, dict):
                 raise ConfigError("set its low and high, or its choices, behind a dot")
-            key = "search.space"
-            fields = {field_name.removeprefix("."): value} if field_name else value
-            value = {searched_key: fields}
+            key, value = "search.space", {searched_key: value}
         OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
     except (OmegaConfBaseException, HydraException, RecursionError, ConfigError) as error:
         return reword(error)
