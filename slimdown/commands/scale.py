@@ -170,11 +170,14 @@ def _check_scaling(run: RunRecord, config: RunConfig, options: argparse.Namespac
         )
     # A shared record could otherwise run foreign code; who types the folder has chosen it.
     folder = config.evaluation.include_path
-    if folder != options.include_path:
-        raise ConfigError(
-            f"the run's task files lie in {folder or 'no folder of its own'}, and their Python "
-            f"code would run; read it, and type --include-path {folder or ''}".rstrip()
-        )
+    if folder == options.include_path:
+        return
+    if not folder:
+        raise ConfigError("the run has no task files of its own; leave out --include-path")
+    raise ConfigError(
+        f"the run's task files lie in {folder}, and their Python code would run; read it, and type "
+        f"--include-path {folder}"
+    )
 
 
 def _choose(

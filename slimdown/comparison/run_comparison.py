@@ -212,12 +212,13 @@ def collect_answers(
     """
     parts, _ = stack_answers(*benchmarks)
     bounds = list[float]()  # for each part, how large a change of one question can be
-    for group in _group_by_size(benchmarks):
+    for group in _group_by_size(benchmarks):  # each is a part, in the order of `stack_answers`
         largest = [max(1.0, *map(_find_largest_change, differences)) for differences in group]
         bounds.append(sum(largest) / len(benchmarks))
     is_binary = len(benchmarks) == 1 and all(
         change.primary.difference.test.is_margin for change in benchmarks[0]
     )
+    # How much one question counts, in the part with the fewest.
     step = max(1 / (len(benchmarks) * part.shape[1]) for part in parts)
     return SeedAnswers(parts, bounds, step, is_binary=is_binary, seeds=tuple(seeds))
 

@@ -235,11 +235,12 @@ class _Search:
         for phrase in shared_phrases:
             _add(self._rows_by_phrase[phrase], text, place)
         for number in self._find_questions(shared_phrases) - self._certain_rows.keys():
-            texts = self._texts[number]
-            if all(_holds(text, row_phrases, question_text) for question_text in texts):
+            texts = self._texts[number]  # the words of each text
+            if all(_holds(text, row_phrases, text_words) for text_words in texts):
                 _add(self._rows_by_question[number], text, place)
                 # A short question may stand in a row by chance, unless its answer follows it.
-                is_long = sum(map(len, texts)) >= PHRASE_WORDS  # all of its words
+                n_words = sum(map(len, texts))
+                is_long = n_words >= PHRASE_WORDS
                 if is_long or self._is_answered(number, text):
                     self._certain_rows[number] = place
 

@@ -78,8 +78,8 @@ class BenchmarkRun:
     generate: Callable[[list[Any]], list[str]] | None  # another engine's; None: `lm` does
     n_processes: int  # each answers a chunk; all hold the model
     asked_blocks: AskedBlocks  # shared with the other benchmarks: equal questions are asked once
-    n_asked = n_found = n_new = 0  # questions asked, found in the cache, and new
-    n_answered = 0  # of the new ones, those that were answered by the model here and now
+    n_asked = n_found = n_new = 0  # questions asked, found in the cache, and not found there
+    n_answered = 0  # those not found that no other benchmark had asked: the model answered them
     _samples: list[Sample] = field(default_factory=list, init=False)
     # How many questions were asked before each look, a test that may end the asking.
     _looks: list[int] = field(default_factory=list, init=False)

@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from slimdown.config.naming import drop_defaults
 from slimdown.config.schema import EvaluationConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.utils.hashing import hash_json
+from slimdown.utils.versions import find_version
 
 if TYPE_CHECKING:  # it imports torch
     from slimdown.models.base_model import LoadedModel
@@ -71,15 +71,16 @@ def evaluation_key(
     Returns:
         32 hex digits. The run's seed is not in the key, because no question depends on it.
     """
-    # `drop_defaults` takes the tree of a run, in which benchmarks have names.
+    # `drop_defaults` takes the tree of a run, in which benchmarks have names. It leaves out a
+    # section of which all values are defaults.
     tree = drop_defaults({"benchmark": {"": asdict(benchmark)}, "evaluation": asdict(config)})
-    settings = {"benchmark": tree["benchmark"][""], "evaluation": tree["evaluation"]}
+    settings = {"benchmark": tree["benchmark"][""], "evaluation": tree.get("evaluation", {})}
     for section, names in READ_ONLY.items():
         for name in names:
             settings[section].pop(name, None)
     # The scores of the primary metric are divided by the scale before they are kept. So the kept
     # scores depend on which metric is the primary one.
     scaled_metric = benchmark.metric if benchmark.scale is not None else ""
-    versions = [version(package) for package in _PACKAGES]
+    versions = [find_version(package) for package in _PACKAGES]
     parts = [model.identity, backend, questions_hash, scaled_metric, versions, settings]
     return hash_json([MEASUREMENT_VERSION, *parts])

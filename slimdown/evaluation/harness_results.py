@@ -10,7 +10,7 @@ from typing import Any
 
 from slimdown.config.benchmark_config import ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Sample
-from slimdown.evaluation.right_choice import add_right_choice
+from slimdown.evaluation.right_choice import add_p_right
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -164,7 +164,7 @@ def _read_choosing(line: Any, scores: dict[str, float], delimiter: str) -> _Exch
         # right. But `acc` says whether the likeliest one is.
         likeliest = log_likelihoods.index(max(log_likelihoods))
         target = choices[likeliest if scores.get("acc") == 1 else 1 - likeliest]
-    answers = add_right_choice(scores, choices, log_likelihoods, target)
+    answers = add_p_right(scores, choices, log_likelihoods, target)
     return _Exchange(prompt, target, answers, choices=choices, log_likelihoods=log_likelihoods)
 
 

@@ -58,7 +58,7 @@ def score_right_choice(
     return probabilities[list(by_text).index(target)]
 
 
-def add_right_choice(
+def add_p_right(
     scores: dict[str, float], choices: Sequence[str], log_likelihoods: Sequence[float], target: str
 ) -> dict[str, str]:
     """Add `p_right` to scores if one choice is right, and return the choice that each metric takes.

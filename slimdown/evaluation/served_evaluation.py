@@ -41,9 +41,9 @@ def find_served_otherwise(
     has_other_start = serving.start != base.start  # BOS, or nothing
     has_other_chats = compared_template != served_template or serving.doubles_bos(base)
     # Stops that only the tuned model has change nothing: they also end its answers when it is asked
-    # as the base.
-    lacks_stops = not set(base.stops) <= set(serving.stops)
-    answers_otherwise = lacks_stops or serving.generation != base.generation
+    # as the base. Only a stop of the base that it lacks makes a difference.
+    missing_stops = set(base.stops) - set(serving.stops)
+    answers_otherwise = bool(missing_stops) or serving.generation != base.generation
     affected = {}
     for name, task in tasks.items():
         uses_template = task.narrow(config).apply_chat_template

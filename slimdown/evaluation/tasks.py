@@ -325,7 +325,7 @@ def _load_from_harness(name: str, task: str, manager: Any) -> Any:
 
 
 def _try_scoring(tasks: dict[str, Any]) -> None:
-    """Score a made-up answer of each task inside `forbid_hub_metrics`.
+    """Score a made-up answer of each task; the caller does this inside `forbid_hub_metrics`.
 
     Some tasks take a metric from the hub only when they score. So this is refused before a run
     begins. `forbid_hub_metrics` raises on leaving, although errors are suppressed here.

@@ -319,8 +319,8 @@ def _check_shapes(named: str, base: LoadedModel, adapter: Any, saved: dict[str, 
         state = peft.get_peft_model_state_dict(peft.PeftModel(deepcopy(base.outline), adapter))
     expected = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in sorted(saved.keys() | expected.keys()):
-        # Embeddings and head may differ. What is saved may have got more tokens, and the base's own
-        # table (`base_layer`) need not be saved with the adapter.
+        # Embeddings and head may differ if they are saved: training may have added tokens. The
+        # base's own table (`base_layer`) may also be missing in the file.
         is_table = ".embed" in name or "lm_head" in name
         may_differ = is_table and (name in saved or ".base_" in name)
         if saved.get(name) != expected.get(name) and not may_differ:

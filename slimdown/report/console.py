@@ -173,8 +173,8 @@ class _Pace:
         if recent and (total != self.total or done < recent[-1][1]):
             recent.clear()
         # The answers of a batch are reported one by one, at nearly the same time. They become one
-        # report: it has the time of the first and the number of the last. A report alone stays,
-        # because a pace needs two.
+        # report: it has the time of the first and the number of the last. If there is only one
+        # report so far, this one stands beside it, because a pace needs two.
         if len(recent) > 1 and time - recent[-1][0] < 1:
             time, _ = recent.pop()
         if not recent or done > recent[-1][1]:

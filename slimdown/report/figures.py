@@ -155,7 +155,7 @@ def _draw_seeds_and_means(
     curves: dict[str, list[tuple[float, float]]] = {}  # places of the means, by other settings
     for drawn in means:
         group = combinations.index(drawn.other_settings)
-        color = _COLORS[group % 6]
+        color = _COLORS[group % len(_COLORS)]
         # The groups share the middle 70 % of the room between two values.
         place = values.index(drawn.value) + 0.7 * ((group + 0.5) / len(combinations) - 0.5)
         has_seeds = len(drawn.seeds) > 1
@@ -173,8 +173,8 @@ def _draw_seeds_and_means(
     if not is_ordered:
         return
     for other_settings, points in curves.items():
-        color = _COLORS[combinations.index(other_settings) % 6]
-        across, up = zip(*points, strict=True)
+        color = _COLORS[combinations.index(other_settings) % len(_COLORS)]
+        across, up = zip(*sorted(points), strict=True)  # from left to right
         axes.plot(across, up, color=color, lw=1, alpha=0.6)
 
 
@@ -204,7 +204,7 @@ def draw_learned_and_kept(
     combinations = list(dict.fromkeys(drawn.other_settings for drawn in learned))
     pairs = list(zip(learned, kept, strict=True))
     for group, name in enumerate(combinations):
-        color = _COLORS[group % 6]
+        color = _COLORS[group % len(_COLORS)]
         group_pairs = [pair for pair in pairs if pair[0].other_settings == name]
         learned_means = [drawn.mean for drawn, _ in group_pairs]
         kept_means = [drawn.mean for _, drawn in group_pairs]

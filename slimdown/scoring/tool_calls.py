@@ -312,6 +312,7 @@ def _write_token(token: re.Match[str]) -> str:
         return f'"{token["key"]}": '
     if token["comma"]:  # one before a closing bracket, which JSON does not allow
         return ""
+    # A closing parenthesis ends the two braces that the name of the call has opened.
     return "}}" if token[0] == ")" else _CONSTANTS.get(token[0], token[0])
 
 

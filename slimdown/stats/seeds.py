@@ -339,6 +339,7 @@ def build_difference_tests(
     # The groups of several seeds: a single one does not say how much seeds vary.
     several = {value: answers for value, answers in groups.items() if answers.n_seeds > 1}
     spreads = {value: answers.measure_spread() for value, answers in several.items()}
+    # Of every pair with the same seeds: with few seeds, the spreads of all these are pooled.
     paired_differences = [
         second.subtract(first)
         for first, second in combinations(several.values(), 2)

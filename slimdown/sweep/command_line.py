@@ -178,7 +178,9 @@ def compose_runs(line: CommandLine) -> CommandPlan:
             text = "\n".join(dict.fromkeys(problems))
             raise ConfigError(hide_variables(text, str(line.overrides)))
     swept = tuple(key for key, values in overrides_by_key.items() if len(values) > 1)
-    if is_search and space:  # of a search, what varies is what it proposes
+    # Of a search, what varies is what it proposes. If the command line fixes all of that, the
+    # search is a single run.
+    if is_search and space:
         return CommandPlan(runs, swept=tuple(space), space=space, hydra=composer.hydra)
     return CommandPlan(runs, swept=swept, hydra=composer.hydra)
 

@@ -172,7 +172,7 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
                 sweep.read_settings(number),
                 RunInfo("", sweep=sweep.name, on_open=keep_run_id),
                 sweep.swept,
-                # Jobs of one process are alike, so only the first one describes its run.
+                # Jobs of one process are alike: after the first one, all is described already.
                 is_described=number != sweep.numbers[0] and not sweep.in_worker,
                 shared_base=shared_base,
             )

@@ -201,7 +201,8 @@ class Sweep:
             error = self._launch(pending)
             waiting = [n for n in pending if self.outcomes[n].state is JobState.waiting]
             died = [n for n in pending if not self.outcomes[n].is_over and n not in waiting]
-            if error and waiting == pending:  # no job was started
+            # After an error some jobs may have started; then the others are launched again.
+            if error and waiting == pending:
                 raise self._explain_launcher(error)
             for number in died:  # joblib also ends jobs that ran beside the one that died
                 self._run_alone(number)

@@ -143,6 +143,7 @@ class _Trial:
         by_length = sorted(numbers, key=lambda number: len(self.rows.train[number]["labels"]))
         middle = (len(by_length) - 1) // 2
         pair = by_length[middle : middle + 2]  # one row if there is only one
+        # This comes before all else: what cannot be trained with padding either raises here.
         padded_loss = self.try_batch(pair, is_padding_free=False)
         # NEFTune adds noise to a row's embeddings. The noise depends on a row's length,
         # and rows laid end to end are one row.

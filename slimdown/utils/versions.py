@@ -1,8 +1,10 @@
 """Versions of installed packages."""
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
+@cache  # each call reads the package's metadata from the disk
 def find_version(package: str) -> str | None:
     """Return the version of an installed package; None if it is not installed."""
     try:

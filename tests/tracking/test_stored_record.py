@@ -113,7 +113,7 @@ def test_the_same_questions_find_a_measured_base(
         key, number, identity, backend, questions, _, versions, settings = json.loads(line)
         packages = ("lm-eval", "torch", "transformers", "tokenizers")
         written_by = dict(zip(packages, versions, strict=True))
-        monkeypatch.setattr("slimdown.evaluation.evaluation_cache.version", written_by.get)
+        monkeypatch.setattr("slimdown.evaluation.evaluation_cache.find_version", written_by.get)
         monkeypatch.setattr("slimdown.evaluation.evaluation_cache.MEASUREMENT_VERSION", number)
         name, benchmark = by_task[settings["benchmark"]["task"]]
         parts: Any = SimpleNamespace(identity=identity), backend, questions, benchmark

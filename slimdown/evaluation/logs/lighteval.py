@@ -14,7 +14,7 @@ from typing import Any
 from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
-from slimdown.evaluation.right_choice import add_right_choice
+from slimdown.evaluation.right_choice import add_p_right
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 
@@ -129,5 +129,5 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
     if not is_choosing:
         return str(doc["id"]), 0.0, fields
     fields |= {"choices": tuple(choices), "log_likelihoods": tuple(log_likelihoods)}
-    fields["answers"] = add_right_choice(scores, choices, log_likelihoods, str(fields["target"]))
+    fields["answers"] = add_p_right(scores, choices, log_likelihoods, str(fields["target"]))
     return str(doc["id"]), 1 / len(set(choices)), fields
