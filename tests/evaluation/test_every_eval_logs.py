@@ -192,6 +192,13 @@ def test_what_has_no_pair_is_refused_by_name(case: str, tmp_path: Path, capsys: 
     assert "cannot be judged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", [0, 3])
+def test_a_score_that_may_belong_to_several_metrics_is_refused(line: int, tmp_path: Path) -> None:
+    summary, lines = make_entry([1.0, 0.0])
+    lines[line]["evaluation_result_id"] = "another"
+    assert_refused(write_entry(tmp_path, summary, lines), f"question 'q{line // 2}' is not as")
+
+
 def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     folder = write_entry(tmp_path, *make_entry([1.0, 0.0]))
     summary, samples = folder / f"{UUID}.json", folder / f"{UUID}_samples.jsonl"

@@ -230,8 +230,10 @@ def _read_answers(
             for line in own_lines:
                 if has_harness_metrics:
                     line_scores = _read_harness_scores(line)
-                else:  # a line has one score; without an id, it is that of the only result
-                    result = results_by_id.get(line.get("evaluation_result_id"), results[0])
+                else:  # a line has one score
+                    result = results_by_id.get(line.get("evaluation_result_id"))
+                    if result is None:
+                        [result] = results  # raises if it could be the score of several
                     line_scores = {_name_metric(result): float(line["evaluation"]["score"])}
                 for metric, score in line_scores.items():
                     scores.setdefault(metric, []).append(score)
