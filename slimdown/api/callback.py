@@ -88,7 +88,7 @@ class ForgettingCallback(WatchingCallback):
         questions = 64 if questions is None else questions
         _check_number("every", every, least=0)
         _check_number("questions", questions, least=1)
-        _check_number("limit", limit or 1, least=1)  # None is right, too
+        _check_number("limit", 1 if limit is None else limit, least=1)
         if stop_on_forgetting not in (True, False):
             raise ConfigError(f"stop_on_forgetting={stop_on_forgetting!r} must be True or False")
         if not (log is None or callable(log)):
@@ -153,7 +153,8 @@ class ForgettingCallback(WatchingCallback):
         """
         loaded = wrap_trained(kwargs)
         self.findings, self.stopped = None, ""  # forget an earlier `train()`
-        if self._measured_ref() is loaded.model:
+        measured_model = self._measured_ref()  # None: no model, or it is gone
+        if measured_model is loaded.model:
             # The trainer starts the same training again, with a smaller batch size that fits
             # (`auto_find_batch_size`). The base was measured at the first start.
             return

@@ -397,6 +397,7 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
             # Runs of other sweeps may differ in more than the varied settings.
             runs = [run for run in runs if run.tags.get(Tag.sweep) == newest_sweep]
             source = f"the newest sweep, {newest_sweep}"
+    # The user may not know which sweeps there are, unless one was named or none was made.
     if not options.sweep and (len(sweeps) > 1 or _NO_SWEEP not in sweeps):
         notes.append(_describe_sweeps(sweeps))
     return runs, f"{pluralize(len(runs), 'finished run')} of {source}", notes

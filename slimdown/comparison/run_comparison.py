@@ -172,6 +172,7 @@ def stack_answers(*benchmarks: Sequence[BenchmarkChange]) -> tuple[list[Floats],
     for group in _group_by_size(benchmarks):
         parts.append(np.sum([[d.observations * weight for d in runs] for runs in group], axis=0))
         n_binary = sum(all(d.has_independent_answers for d in runs) for runs in group)
+        # The answers to one question may change together in all benchmarks of the part.
         steps.append(n_binary * weight)
     return parts, steps
 

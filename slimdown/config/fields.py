@@ -342,7 +342,8 @@ def explain_type(kind: str, value: Any) -> str | None:
     # A whole number may also stand for a float, and a text may be a name of a Literal.
     wider = {"int": "float", "str": "Literal"}.get(actual)
     is_right = not allowed.isdisjoint({"Any", actual, wider})
-    # The type of a list's members is checked if the annotation names one, as list[int] does.
+    # The type of a list's members is checked if the annotation names a plain one, as list[int]
+    # does; members such as those of list[dict[str, int]] are not checked.
     member_kind = "|".join(re.findall(r"list\[([^][]*)\]", kind)) if actual == "list" else ""
     if is_right and member_kind:
         is_right = all(explain_type(member_kind, member) is None for member in value)

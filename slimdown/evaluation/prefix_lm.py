@@ -368,7 +368,8 @@ class PrefixLM(GeneratingLM):
             logits_to_keep=batch.n_kept,
             **options,
         ).logits
-        # Three vectors, with a value for each token that is scored.
+        # Three vectors, with a value for each token that is scored: those of the first answer of
+        # the batch, those of the second, and so on. Columns count from the first kept position.
         row, column, token = torch.tensor(batch.scored, device=logits.device).T
         normalizer = torch.logsumexp(logits.float(), dim=-1)[row, column]
         # Apple's MPS has no 64 bits.

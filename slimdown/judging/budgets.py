@@ -250,11 +250,11 @@ def resolve_budgets(
     for name in (*budgets, *relative, *off):
         _refuse_conflict(name, list(benchmarks), budgets, relative, off)
     retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
-    # `_expand` gives a budget for all to each benchmark that has none of its own. So it must not
-    # see a benchmark that is named in the other kind of budget.
-    relative = _expand(relative, [name for name in retained if name not in budgets])
-    absolute = _expand(budgets, [name for name in retained if name not in relative])
-    shares_of_base = {n: s * benchmarks[n].primary.base.value for n, s in relative.items()}
+    # `_expand` gives a budget for all (its name is "") to each benchmark that has none of its own.
+    # So it must not see a benchmark that is named in the other kind of budget.
+    all_relative = _expand(relative, [name for name in retained if name not in budgets])
+    absolute = _expand(budgets, [name for name in retained if name not in all_relative])
+    shares_of_base = {n: s * benchmarks[n].primary.base.value for n, s in all_relative.items()}
     # "" in `off` switches off all benchmarks that only their settings give a budget.
     by_settings = {} if "" in off else default_budgets(benchmarks)
     resolved = by_settings | absolute | shares_of_base
@@ -264,7 +264,7 @@ def resolve_budgets(
         raise ConfigError(f"{problem}; give one a budget, such as NAME=0.02")
     for name, budget in resolved.items():
         _check_budget(name, budget, f"{name}={budget}")
-    return resolved, relative
+    return resolved, all_relative
 
 
 def _refuse_conflict(

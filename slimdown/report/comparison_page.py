@@ -239,7 +239,7 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
         return Cell(EMPTY, values=values)
     verdict, correction, detail = judged.verdict, "", ""
     if change and len(row.runs) == 1 and (findings := row.runs[0].findings):
-        verdict = findings.benchmarks[name].verdict
+        verdict = findings.benchmarks[name].verdict  # that of the run's own report
         if judged.verdict is not verdict:
             correction = f" → {judged.verdict} {text.CORRECTED}"
     if change and change.is_stopped:

@@ -104,7 +104,8 @@ def run_experiment(
         served_evaluation = source.ask_as_served(tuned, evaluator, tuned_evaluation)
         source.release(tuned, shared_base)
 
-        # What is shown, and what decides about budgets: the model as it will be served.
+        # `findings` are shown: both models asked alike. The budgets are decided by the others, for
+        # which the tuned model was asked as it will be served.
         findings, gated_findings = _judge_open(
             inputs, source.training, open_base, tuned_evaluation, served_evaluation
         )

@@ -113,7 +113,9 @@ class _ScalableModel:
 
 
 def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableModel:
-    """Load base and tuned model; refuse before that what cannot be scaled, as far as files show it.
+    """Load a base and its tuned model, so that the change between them can be scaled.
+
+    What the files show to be impossible is refused before anything is loaded.
 
     Args:
         config: The settings, with `tuned` set to an adapter or a whole model.
@@ -131,7 +133,7 @@ def _load_scalable(config: RunConfig, tokenizer: Any, origin: str) -> _ScalableM
         raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
     load_base = partial(load_base_model, config.model, config.quantization, tokenizer, outline)
     if external.folder is None:  # a whole model: its weights are mixed with the base's
-        # Raises if their tensors differ: before the base is loaded, which may take minutes.
+        # This raises if their tensors differ. Loading the base may take minutes, so it comes later.
         unloaded_pair = pair_models(config.model, external)
         base = load_base()
         pair = replace(unloaded_pair, external=replace(external, base=base))

@@ -138,7 +138,8 @@ def change_power(
     gained_share = (1 + change / discordant) / 2  # of the flips
     shown = scipy.special.bdtr(critical.astype(float), flips, gained_share)
     shown += scipy.special.bdtrc((flips - critical - 1).astype(float), flips, gained_share)
-    # The binomial chance of each number of flips, as a logarithm.
+    # The binomial chance of each number of flips, as a logarithm: first that of the coefficient
+    # "n choose flips".
     log_chances = -np.log(n + 1) - scipy.special.betaln(n - flips + 1, flips + 1)
     log_chances += scipy.special.xlogy(flips, discordant)
     log_chances += scipy.special.xlog1py(n - flips, -discordant)
@@ -261,13 +262,16 @@ def _make_reach_of_counts(difference: Difference) -> tuple[float, FindReach]:
     @cache
     def find_spread(threshold: float) -> float:
         """Return the spread of one answer if the true change were the threshold."""
-        # `null_spread` adds one answer. Among so many it hardly counts.
+        # `null_spread` takes numbers whose mean should be 0, and their least possible value. It
+        # adds one answer, which hardly counts among so many. For a measured change below the
+        # threshold, both sides are mirrored.
         many = _MOST * counts
         if measured > threshold:
             return null_spread(values - threshold, many, least=test.lowest - threshold)
         return null_spread(threshold - values, many, least=threshold - test.highest)
 
     def find_reach(n: int, threshold: float, side: int, alpha: float) -> float:
+        # `side` is the side of the threshold that the test claims: 1 for a larger mean.
         n_added = n_added_by_change_test
         if test.is_margin and threshold:  # a test against a margin or a budget adds another number
             favorable, adverse = round(shares[side] * n), round(shares[-side] * n)

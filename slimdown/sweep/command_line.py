@@ -331,8 +331,8 @@ class _Composer:
             composed = deepcopy(files.settings)  # other runs take the same files
             model = files.model
             self.hydra = files.hydra
-            base = self._find_base(composed, overrides)
-            if base:  # the files are composed again, with this base as the model
+            base = self._find_base(composed, overrides)  # None: a model is chosen already
+            if base:  # that of the adapter in `tuned`; all is composed again with it as the model
                 choices.append("model=any")  # the file of a model that no other file describes
                 composed = deepcopy(self._compose_files(choices).settings)
                 composed.model.id = base.id
@@ -430,7 +430,8 @@ class _Composer:
         is the embedded model, which is the default.
         """
         values = {override.key_or_group: override.value() for override in overrides}
-        tuned = OmegaConf.create([values.get("tuned", composed.get("tuned"))])[0]  # resolved
+        # As a member of a config, a value such as ${oc.env:ADAPTER} is resolved.
+        tuned = OmegaConf.create([values.get("tuned", composed.get("tuned"))])[0]
         is_chosen = "model" in values or "model.id" in values or composed.model.id != POCKET
         if is_chosen or not isinstance(tuned, str) or tuned == POCKET:
             return None

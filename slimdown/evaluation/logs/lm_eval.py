@@ -57,6 +57,7 @@ def find_files(path: Path) -> list[Path]:
         files = [path] if _read_date(path) or _SAMPLES.fullmatch(path.name) else []
     elif path.is_dir():
         places = [path, *sorted(path.iterdir())]
+        # The folders with results files; the path itself comes first if it has some.
         folders = [place for place in places if place.is_dir() and list_dated(place)]
         # lm_eval makes a folder for each model. Of several models none is taken, and `find_logs`
         # asks the user which two are meant.
