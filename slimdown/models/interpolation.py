@@ -189,8 +189,9 @@ def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
     for name in sorted(base.places.keys() | tuned.places.keys()):
         if base.ignores(name):
             continue
-        # The tuned model may tie this tensor to another, and its files hold only the other one. If
-        # the base does not tie them, the scaled model's files, laid out alike, cannot hold both.
+        # A model has (`in`) the tensors of its files (`places`), and those that it ties to one of
+        # these (`ties`). If the tuned model alone ties this one, its files lack it. The scaled
+        # model's files are laid out alike, so they could not hold a value of its own for it.
         is_tied_in_tuned_alone = name not in tuned.places and name not in base.ties
         if name not in base or name not in tuned or is_tied_in_tuned_alone:
             owner = "the base" if name in base else "the tuned model"
