@@ -89,6 +89,7 @@ def find_runs(
         except Exception as error:  # an id, a time or settings that slimdown never writes
             reason = store.first_line(error)
             _log.warning("run %.40a is left out: its record is odd (%s)", run.info.run_id, reason)
+    records = records[: n_newest or None]  # where all were searched
     return read_findings(tracking, records) if with_findings else records
 
 

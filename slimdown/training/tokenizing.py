@@ -92,6 +92,7 @@ def tokenize_rows(
         )
     n_rows = sum(len(part.train) for part in train_data.parts)
     # TRL has cut the rows already: a row that was exactly as long cannot be told from a cut one.
+    # The mixture repeats no row.
     n_truncated = sum(len(tokens) >= config.max_length for tokens in train["input_ids"])
     n_untrained = n_rows - sum(map(len, train_parts))
     notes = []

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from record_builders import Compose, Logs, Patch, record_run, set_metric
 
 from slimdown.config.schema import RunConfig
+from slimdown.tracking.metrics_and_tags import Tag
 from slimdown.tracking.recorded_settings import digest_settings, read_settings
 from slimdown.tracking.run_reader import (
     download_tuned,
@@ -58,6 +59,10 @@ def test_all_pages_are_read(store: MlflowClient, composed: Compose, monkeypatch:
     assert len(find_runs(config.tracking, n_newest=3)) == 3
     [first] = find_runs(config.tracking, experiments=["e0"])  # the oldest comes last
     assert first.name == "run 0"
+    sweep = 'it\'s "x"'  # which no condition of MLflow can hold
+    for run in find_runs(config.tracking):
+        store.set_tag(run.run_id, Tag.sweep, sweep)
+    assert len(find_runs(config.tracking, sweep=sweep, n_newest=3)) == 3
 
 
 def test_what_a_store_cannot_give_now_is_not_called_lost(
