@@ -26,6 +26,10 @@ def test_no_task_files_that_a_record_names_are_run(
     done = call_verb(tmp_path, "scale", run_id)
     assert done.returncode == 3
     assert f"type --include-path {tmp_path}" in " ".join(done.stderr.split())
+    run_id = record_run(composed(), "two")
+    done = call_verb(tmp_path, "scale", run_id, "--include-path", str(tmp_path))
+    assert done.returncode == 3
+    assert "leave out --include-path" in " ".join(done.stderr.split())
 
 
 @pytest.mark.usefixtures("store")

@@ -82,6 +82,12 @@ def test_every_setting_is_classified() -> None:
     )
 
 
+def test_settings_that_all_have_their_defaults_have_a_key() -> None:
+    default = evaluation_key(MODEL, "PrefixLM", "q", BENCHMARK, EvaluationConfig())
+    other = EvaluationConfig(system_instruction="Be brief.")
+    assert default != evaluation_key(MODEL, "PrefixLM", "q", BENCHMARK, other)
+
+
 @pytest.mark.parametrize("changed", CHANGES)
 def test_what_changes_answers_changes_the_key(changed: str) -> None:
     assert make_key(changed, CHANGES[changed]) != make_key()
