@@ -153,8 +153,7 @@ class ForgettingCallback(WatchingCallback):
         """
         loaded = wrap_trained(kwargs)
         self.findings, self.stopped = None, ""  # forget an earlier `train()`
-        measured_model = self._measured_ref()  # None: no model, or it is gone
-        if measured_model is loaded.model:
+        if self._measured_ref() is loaded.model:  # the reference gives None if that model is gone
             # The trainer starts the same training again, with a smaller batch size that fits
             # (`auto_find_batch_size`). The base was measured at the first start.
             return

@@ -254,10 +254,11 @@ def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:
 def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     """Return the settings in which rows differ, sorted; without the seed if rows average seeds.
 
-    Some rows lack a setting of a dataset, a benchmark or a training, as keep=none lacks a share. So
-    such an optional setting is compared only among the rows that have it. If no other setting
-    tells two rows apart, having it or lacking it is the difference after all: keep.weight=null is
-    not recorded.
+    A row lacks the settings of a dataset, a benchmark or a mitigation that it does not use: without
+    a mitigation (keep=none) there is no `keep.share`. So settings of training and benchmarks are
+    optional: they are compared only among the rows that have them. But null is not recorded
+    either. So if two rows are equal in all other settings, an optional setting that only one of
+    them has is a difference.
     """
     # `benchmark` only lists the benchmarks, and these are the columns of the table.
     keys = {key for row in rows for key in row.settings} - {"benchmark"}

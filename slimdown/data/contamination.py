@@ -240,8 +240,7 @@ class _Search:
                 _add(self._rows_by_question[number], text, place)
                 # A short question may stand in a row by chance, unless its answer follows it.
                 n_words = sum(map(len, texts))
-                is_long = n_words >= PHRASE_WORDS
-                if is_long or self._is_answered(number, text):
+                if n_words >= PHRASE_WORDS or self._is_answered(number, text):
                     self._certain_rows[number] = place
 
     def _find_questions(self, phrases: Iterable[int]) -> set[int]:

@@ -133,11 +133,12 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             config |= {
                 "output_type": "generate_until",
                 "generation_kwargs": {"until": ends, "do_sample": False},
-                "filter_list": [strip] if score == EXACT else None,
+                "filter_list": [strip] if score == EXACT else None,  # no row has another score
                 "metric_list": [{"metric": metric, **mean}],
                 "process_results": self._score_answer,
             }
-            # Another version of a package may score answers differently, so the key has it.
+            # Another version of a package may score answers differently. The evaluation's key is
+            # made of this metadata, too.
             if packages := find_packages("score", list_used_scores(rows)):
                 config["metadata"]["scores"] = packages
         super().__init__(config=config)

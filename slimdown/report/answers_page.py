@@ -260,7 +260,8 @@ def _weigh_choices(sample: Sample, metric: str) -> list[float]:
     multiplied by the mean length, so that they keep the scale of log-likelihoods.
 
     Returns:
-        The shares by choice; empty if log-likelihoods are missing, see `compute_probabilities`.
+        The shares by choice; empty where a log-likelihood is not a finite number, see
+        `compute_probabilities`.
     """
     likelihoods = list(sample.log_likelihoods)
     if Metric(metric).name == "acc_norm":

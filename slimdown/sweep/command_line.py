@@ -48,7 +48,7 @@ _MOST_REPEATS = 20  # after so many repeats, too: most often all runs share one 
 _LISTS = ("dataset", "benchmark")  # groups of which a run may choose several, as in dataset=[a,b]
 _NUMBERS = (float, float | None)
 _PRESETS = ("experiment", "suite")  # a run needs no choice of these groups
-_NOT_SHOWN = ("tracking.", "baseline.", "rerun", "search.", "name", "note", *_PRESETS)
+_UNSHOWN_SETTINGS = ("tracking.", "baseline.", "rerun", "search.", "name", "note", *_PRESETS)
 
 
 @dataclass(frozen=True)
@@ -401,23 +401,23 @@ class _Composer:
         chosen = {group: name for group, _, name in parsed}
         files = list(choices)  # GROUP=CHOICE of the files that the settings are compared with
         # With a preset, the settings are compared with the same files composed without it. It may
-        # have chosen datasets and benchmarks, so these are named.
+        # have chosen datasets and benchmarks, so all that the run has of these are named.
         if chosen.keys() & {*_PRESETS}:
-            others = chosen.keys() - {*_PRESETS, *_LISTS}
-            files = [f"{group}={chosen[group]}" for group in chosen if group in others]
-            files += [f"{name}=[{','.join(map(str, composed[name]))}]" for name in _LISTS]
+            lists = {group: f"[{','.join(map(str, composed[group]))}]" for group in _LISTS}
+            all_chosen = (chosen | lists).items()
+            files = [f"{group}={name}" for group, name in all_chosen if group not in _PRESETS]
         try:
             file_values = self._compose_files(files).values
         except (HydraException, OmegaConfBaseException):  # a preset defines its own dataset
             file_values = values  # then nothing differs
-        not_shown = ("hydra", "model", *_LISTS)
-        shown = {key: name for key, name in chosen.items() if not key.startswith(not_shown)}
+        left_out = ("hydra", "model", *_LISTS)  # groups
+        shown = {group: name for group, name in chosen.items() if not group.startswith(left_out)}
         # A key is set if it or a section around it is among `set_keys`. With the dot, `lora.r` is
         # no prefix of `lora.rank`.
         set_prefixes = tuple(f"{key}." for key in set_keys)
         for key, value in values.items():
             was_set = f"{key}.".startswith(set_prefixes)
-            if (was_set or value != file_values.get(key)) and not key.startswith(_NOT_SHOWN):
+            if (was_set or value != file_values.get(key)) and not key.startswith(_UNSHOWN_SETTINGS):
                 resolved = OmegaConf.select(composed, key)
                 is_list = isinstance(resolved, ListConfig)
                 shown[key] = ",".join(map(str, resolved)) if is_list else str(resolved)

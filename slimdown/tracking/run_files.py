@@ -209,7 +209,7 @@ def render_model_card(
     # The license is a text such as "mit", or "other NAME LINK". What it does not give is None.
     license_words = (base.license or "").split(maxsplit=2)
     license_id, license_name, license_link = [*license_words, None, None, None][:3]
-    has_scores = is_of_hub and is_adapter and not (merged or note)
+    has_scores = is_of_hub and is_adapter and not note  # a merged model is no adapter
     relation = "adapter" if is_adapter else "finetune"
     head = ModelCardData(
         base_model=base.id if is_of_hub else None,
