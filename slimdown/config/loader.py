@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -35,9 +35,8 @@ def register_schema() -> None:
 
     Call it only to compose: the names are global, and a program may use the same ones itself.
     """
-    config_store = ConfigStore.instance()
-    config_store.repo.pop("schema.yaml", None)  # Hydra 1.4 warns of a name that is stored twice
-    config_store.store(name="schema", node=_make_schema())
+    # `ConfigStore.store` would copy the schema each time, and Hydra 1.4 warns of the second.
+    ConfigStore.instance().repo["schema.yaml"] = _make_schema()
     Plugins.instance().register(OpenChoices)  # hydra.searchpath in conf/config.yaml
     resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml
@@ -51,7 +50,8 @@ def register_schema() -> None:
 
 
 @cache
-def _make_schema() -> DictConfig:
+def _make_schema() -> ConfigNode:
+    """Return the schema as Hydra stores it; Hydra copies it before it composes."""
     schema: Any = OmegaConf.structured(RunConfig)
     for section in SECTIONS:
         OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
@@ -59,7 +59,7 @@ def _make_schema() -> DictConfig:
     OmegaConf.set_struct(schema.search.space, False)
     for group in ("method", "keep"):  # each choice has settings of its own
         OmegaConf.set_struct(schema[group], False)
-    return cast(DictConfig, schema)
+    return ConfigNode("schema.yaml", schema, group=None, package=None, provider=None)
 
 
 def _choose_by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
