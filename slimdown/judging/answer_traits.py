@@ -129,9 +129,11 @@ def _measure_answers(
 
 def _find_other_scripts(base: Sequence[Sample], tuned: Sequence[Sample]) -> Floats:
     """Return 1 for each tuned answer in another script than the base's; without letters, 0."""
+    # Many answers recur, such as the letter of a choice; each is looked at once.
+    script_of = {text: _find_script(text) for text in {s.response for s in (*base, *tuned)}}
     differs = []
     for before, after in zip(base, tuned, strict=True):
-        scripts = {_find_script(before.response), _find_script(after.response)}
+        scripts = {script_of[before.response], script_of[after.response]}
         differs.append(float(len(scripts) == 2 and "" not in scripts))
     return np.array(differs)
 
