@@ -6,6 +6,7 @@ A secret is found by its place in an address, by the name before it, by its own 
 
 import os
 import re
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -63,7 +64,20 @@ def redact_leaf(text: str) -> str:
     >>> redact_leaf("api_key=abc, see https://me:pw@host/x")
     'api_key=***, see https://***@host/x'
     """
-    for name, value in os.environ.items():
+    for secret in _list_secrets(tuple(os.environ.items())):
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
+    return _TOKEN.sub(r"\1***", _ASSIGNED.sub(r"\1***", redact_uri(text)))
+
+
+@lru_cache(maxsize=1)  # a run's record has hundreds of values
+def _list_secrets(variables: tuple[tuple[str, str], ...]) -> list[str]:
+    """Return the secrets that environment variables hold, the longest first, as texts spell them.
+
+    Args:
+        variables: The name and the value of each.
+    """
+    secrets = set()
+    for name, value in variables:
         secret = ""
         if _IS_SECRET.match(name):
             secret = value
@@ -72,9 +86,8 @@ def redact_leaf(text: str) -> str:
         if len(secret) >= _SHORTEST:
             # Addresses spell some characters as % and two digits: the value may be spelled so, and
             # so may the text.
-            for spelling in {secret, quote(secret, safe=""), unquote(secret)}:
-                text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", HIDDEN, text)
-    return _TOKEN.sub(r"\1***", _ASSIGNED.sub(r"\1***", redact_uri(text)))
+            secrets |= {secret, quote(secret, safe=""), unquote(secret)}
+    return sorted(secrets, key=len, reverse=True)  # one may hold another
 
 
 def redact_leaves(tree: Any) -> tuple[Any, list[str]]:
