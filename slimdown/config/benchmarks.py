@@ -152,8 +152,8 @@ def check_task_names(
     tasks = {name: b.task for name, b in benchmarks.items() if b.path is None}
     for name, task in tasks.items():
         # Most tasks are in a file of their name, so such files are searched first.
-        files.sort(key=lambda file: task not in file)
-        if any(_names_task(file, task) for file in files):
+        likely_files = [file for file in files if task in file]
+        if any(_names_task(file, task) for file in (*likely_files, *files)):
             continue
         known = {*names, *(splitext(os.path.basename(file))[0] for file in files)}
         # There are thousands of names: only those with the same first letter are compared.
