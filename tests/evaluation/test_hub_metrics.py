@@ -77,10 +77,11 @@ def ask(task, folder=None):
 calling, own, folder = json.loads(sys.argv[1])
 tasks.check_task_names = lambda *_: ()  # it walks 14,000 files each time
 answers = {task: ask(task, folder) for task in own}
-manager = lm_eval.tasks.TaskManager()  # takes seconds
+root = Path(lm_eval.tasks.__file__).parent
+folders = sorted({str((root / file).parent) for file in calling})  # all would take seconds
+manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
 lm_eval.tasks.TaskManager = lambda **_: manager
 texts = {name: repr(entry.cfg) for name, entry in manager.task_index.items()}
-root = Path(lm_eval.tasks.__file__).parent
 for file in calling:
     named = f"{root / file}".removesuffix(".py") + "."
     task = next(name for name, text in texts.items() if named in text)
