@@ -144,7 +144,8 @@ class _Trial:
         middle = (len(by_length) - 1) // 2
         pair = by_length[middle : middle + 2]  # one row if there is only one
         # This comes before all else: what cannot be trained with padding either raises here.
-        padded_loss = self.try_batch(pair, is_padding_free=False)
+        padding_trainer = self.build_trainer(pair, is_padding_free=False)
+        padded_loss = self.compute_loss(padding_trainer, pair)
         # NEFTune adds noise to a row's embeddings. The noise depends on a row's length,
         # and rows laid end to end are one row.
         if self.config.train.args.get("neftune_noise_alpha"):
@@ -152,10 +153,11 @@ class _Trial:
         if not supports_padding_free(self.model.model):
             return False
         try:
-            loss = self.try_batch(pair, is_padding_free=True)
-            swapped_loss = self.try_batch(pair[::-1], is_padding_free=True)
-            row_loss = self.try_batch(pair[:1], is_padding_free=True)
-            padded_row_loss = self.try_batch(pair[:1], is_padding_free=False)
+            trainer = self.build_trainer(pair, is_padding_free=True)
+            loss = self.compute_loss(trainer, pair)
+            swapped_loss = self.compute_loss(trainer, pair[::-1])
+            row_loss = self.compute_loss(trainer, pair[:1])
+            padded_row_loss = self.compute_loss(padding_trainer, pair[:1])
             shape_rounding = _ROUNDING_OF_SHAPES[self.model.dtype]
         except Exception:  # it cannot train without padding, or its dtype has no known rounding
             return False
@@ -165,28 +167,42 @@ class _Trial:
         is_pair_equal = abs(loss - padded_loss) <= shape_rounding * size
         return is_order_free and is_row_equal and is_pair_equal
 
-    def try_batch(self, numbers: list[int], is_padding_free: bool) -> float:
-        """Return the loss of some training rows, after computing its gradients; no weight changes.
+    def build_trainer(self, numbers: list[int], is_padding_free: bool) -> Any:
+        """Return a trainer of some training rows, whose optimizer and batches can be made.
 
         Args:
-            numbers: Which training rows make the batch, counted from 0.
-            is_padding_free: Whether the rows lie end to end, instead of being padded.
+            numbers: Which training rows it has, counted from 0.
+            is_padding_free: Whether the rows of a batch lie end to end, instead of being padded.
 
         Raises:
-            Exception: The trainer, the optimizer or the model does not work with the settings.
-            ValueError: No gradient arrives at what is trained.
+            Exception: The trainer or the optimizer does not work with the settings.
         """
-        model = self.model.model
         chosen = self.rows.train.select(numbers)
         rows = replace(self.rows, train=chosen, validation=None, is_padding_free=is_padding_free)
-        trainer = build_trainer(model, self.model.tokenizer, rows, self.config, self.folder)
+        model, tokenizer = self.model.model, self.model.tokenizer
+        trainer = build_trainer(model, tokenizer, rows, self.config, self.folder)
         # The next two calls are made because they raise: the first if the optimizer's package is
         # missing (any number of steps does), the second if options do not fit together.
         trainer.create_optimizer_and_scheduler(num_training_steps=10)
         trainer.get_train_dataloader()
-        batch = trainer._prepare_inputs(trainer.data_collator(list(rows.train)))
+        return trainer
+
+    def compute_loss(self, trainer: Any, numbers: list[int]) -> float:
+        """Return the loss of a batch of training rows, after its gradients; no weight changes.
+
+        Args:
+            trainer: By which the batch is made.
+            numbers: Which training rows the batch has, counted from 0.
+
+        Raises:
+            Exception: The model does not work with the settings.
+            ValueError: No gradient arrives at what is trained.
+        """
+        model = self.model.model
+        rows = [self.rows.train[number] for number in numbers]
+        batch = trainer._prepare_inputs(trainer.data_collator(rows))
         model.eval()  # without dropout
-        with attention_within_rows(model, is_padding_free):
+        with attention_within_rows(model, trainer.args.padding_free):
             loss = trainer.compute_loss(model, batch)
             loss.backward()
         if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
