@@ -378,43 +378,49 @@ def build_difference_tests(
 def _pool_pairs(seeds: Sequence[str], differences: Iterable[SeedAnswers]) -> SeedSpread:
     """Pool the spreads of all differences between groups with these seeds.
 
-    The mean of their variances is twice the mean square of the interaction of groups and seeds, a
-    two-way analysis of variance with (groups - 1) (seeds - 1) degrees of freedom.
+    The mean of their variances is twice the mean square of the interaction of groups and seeds, in
+    a two-way analysis of variance. So it has (groups - 1) (seeds - 1) degrees of freedom.
     """
     alike = [d.measure_spread() for d in differences if set(d.seeds) == set(seeds)]
-    n_groups = (1 + sqrt(1 + 8 * len(alike))) / 2  # `alike` holds a spread for each pair of groups
+    # There is a difference for each pair of G groups, so len(alike) = G (G - 1) / 2, solved for G.
+    n_groups = (1 + sqrt(1 + 8 * len(alike))) / 2
     freedom = round((n_groups - 1) * (len(seeds) - 1))
     return replace(pool_spreads(alike), freedom=freedom)
 
 
 def _join_spreads(pair: Sequence[SeedSpread], alike: Sequence[SeedSpread]) -> SeedSpread:
-    """Return the spread of the difference of two groups' means, which have different seeds.
+    """Return the spread of the difference between the means of two groups with unlike seeds.
 
-    The variances of the two means are added. The sum has the degrees of freedom of Satterthwaite
-    (1946).
+    It is the sum of the spreads of both means. A sum of variances v, each with f degrees of
+    freedom, has about sum(v)**2 / sum(v**2 / f) of them (Satterthwaite 1946).
 
     Args:
         pair: How much the mean of one seed varies, in each of the two groups.
         alike: The same for all groups that are taken to vary alike. Both groups then get the mean
-            of their variances, weighted by degrees of freedom. Empty: each keeps its own variance.
+            of their variances, weighted by degrees of freedom; each keeps its own residual. Empty:
+            each keeps its own variance, too.
     """
-    # The variance of a mean is that of one seed divided by the number of seeds, which is one more
-    # than the degrees of freedom.
+    # The variance of a group's mean is that of one seed, divided by the number of seeds. There is
+    # one seed more than degrees of freedom.
     factors = [1 / (spread.freedom + 1) for spread in pair]
     residual = sum(f * spread.residual for f, spread in zip(factors, pair, strict=True))
     if alike:
-        # Each of the two variances is the same weighted mean, so the factors are added.
+        # Both groups have the same variance, that mean. So their two factors are added.
         freedom_of_all = sum(spread.freedom for spread in alike)
         added, weights = alike, [sum(factors) * s.freedom / freedom_of_all for s in alike]
     else:
         added, weights = pair, factors
-    terms = [weight * spread.variance for weight, spread in zip(weights, added, strict=True)]
-    squares = [term**2 / spread.freedom for term, spread in zip(terms, added, strict=True)]
-    return SeedSpread(sum(terms), residual, freedom=sum(terms) ** 2 / sum(squares))
+    variances = [weight * spread.variance for weight, spread in zip(weights, added, strict=True)]
+    squares = [v**2 / spread.freedom for v, spread in zip(variances, added, strict=True)]
+    return SeedSpread(sum(variances), residual, freedom=sum(variances) ** 2 / sum(squares))
 
 
 def _find_residual(part: Floats) -> float:
-    """Return the variance of one seed's mean that comes from answers to single questions."""
+    """Return the variance of one seed's mean that is its luck with single questions."""
     n_seeds, n = part.shape
+    # What neither the seed's mean nor the question's explains, see `split_noise`
     rest = part - part.mean(axis=1)[:, None] - part.mean(axis=0) + part.mean()
-    return float((rest**2).sum() / ((n_seeds - 1) * max(1, n - 1) * n))
+    # The variance of one number's rest, by its (seeds - 1) (questions - 1) degrees of freedom. The
+    # mean over n questions has an n-th of it. A single question has no rest.
+    variance = (rest**2).sum() / ((n_seeds - 1) * max(1, n - 1))
+    return float(variance / n)
