@@ -53,7 +53,7 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
 
     Returns:
         The mean. Its errors and interval are nan if a part has a single question, or if neither
-        seeds nor questions differ: it is then unknown how others would.
+        seeds nor questions differ, because it is then unknown how others differ.
     """
     n_seeds, fewest_questions = len(parts[0]), min(part.shape[1] for part in parts)
     seed_means = np.sum([part.mean(axis=1) for part in parts], axis=0)
