@@ -213,16 +213,16 @@ def add_seed_noise(
     is_claimed = (distances > 0) & (z_scores > 0)
     distances, z_scores = distances[is_claimed], z_scores[is_claimed]
     seed_variance, residual = spread.variance / n_seeds, spread.residual / n_seeds
-    # A z score is the distance in standard errors, here those of the questions. Seeds and questions
-    # both vary by the residual. It counts once, with the seeds.
+    # A z score is the distance in standard errors, here those of the questions. The residual is part
+    # of both variances (see `split_noise`). It counts once, with the seeds.
     question_variances = np.maximum(0.0, (distances / z_scores) ** 2 - residual)
     # By halving, find the logarithm of the level that needs just the measured distance.
     low, high = np.full_like(distances, _LOWEST), np.full_like(distances, log(0.5))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        student = scipy.special.stdtrit(spread.freedom, np.exp(middle))
-        normal = scipy.special.ndtri(np.exp(middle))
-        needed_squares = student**2 * seed_variance + normal**2 * question_variances
+        levels = np.exp(middle)
+        t, z = scipy.special.stdtrit(spread.freedom, levels), scipy.special.ndtri(levels)
+        needed_squares = t**2 * seed_variance + z**2 * question_variances
         needs_more = needed_squares > distances**2  # then the p-value lies above the middle
         low, high = np.where(needs_more, middle, low), np.where(needs_more, high, middle)
     p_values = question_p_values.copy()
@@ -270,7 +270,7 @@ class SeedAnswers:
         means = [p.mean(axis=0) * scale for p, scale in zip(self.parts, scales, strict=True)]
         numbers = np.concatenate(means)
         bound = max(b * scale for b, scale in zip(self.bounds, scales, strict=True))
-        # Equal numbers are counted; without rounding, those of other sums would seem to differ.
+        # Equal numbers are counted. Without rounding, the order of a sum could make them differ.
         values, counts = np.unique(numbers.round(12), return_counts=True)
         test = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
         if self.is_binary:
@@ -301,7 +301,8 @@ class SeedAnswers:
                 part = (own.mean(axis=0) - theirs.mean(axis=0))[None]
             # Both sides are changes, tuned - base. If they have the same base answers, these cancel
             # out: what is left is a difference of two tuned scores, no larger than one change can
-            # be. A larger number proves that the base answers differ.
+            # be. A larger number proves that the base answers differ. Then it can be as large as
+            # both changes together, and it is not the change of a 0/1 answer.
             bound, largest = max(own_bound, their_bound), float(np.abs(part).max())
             bounds.append(bound if largest <= bound else own_bound + their_bound)
             parts.append(part)
