@@ -213,8 +213,8 @@ def add_seed_noise(
     is_claimed = (distances > 0) & (z_scores > 0)
     distances, z_scores = distances[is_claimed], z_scores[is_claimed]
     seed_variance, residual = spread.variance / n_seeds, spread.residual / n_seeds
-    # A z score is the distance in standard errors, here those of the questions. The residual is part
-    # of both variances (see `split_noise`). It counts once, with the seeds.
+    # A z score is the distance in standard errors, here those of the questions. The residual is in
+    # both variances (see `split_noise`). It counts once, with the seeds.
     question_variances = np.maximum(0.0, (distances / z_scores) ** 2 - residual)
     # By halving, find the logarithm of the level that needs just the measured distance.
     low, high = np.full_like(distances, _LOWEST), np.full_like(distances, log(0.5))
