@@ -838,7 +838,7 @@ def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
             d *= random.random(len(d)) < np.abs(changes)[tasks]
             is_claimed = False
             for sampling in parts:
-                _, test = sampling.build_test([d[: sampling.looks[-1]]], -1.0, 1.0)
+                _, _, test = sampling.build_test([d[: sampling.looks[-1]]], -1.0, 1.0)
                 tails = test.p_values_above(np.zeros(1)), test.p_values_below(np.zeros(1))
                 is_claimed |= bool(min(tails[0][0], tails[1][0]) < ALPHA / 2)
             wrong += is_claimed

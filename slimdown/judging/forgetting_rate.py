@@ -48,12 +48,12 @@ class RatioTest:
         """
         sampling = sampling or Sampling()
         columns = [to_array(before), to_array(after)]
-        distinct, test = sampling.build_test(columns, lowest=0.0, highest=1.0)
-        is_binary = bool(np.isin(distinct[:2], (0.0, 1.0)).all())  # without the row of weights
+        distinct, weights, test = sampling.build_test(columns, lowest=0.0, highest=1.0)
+        is_binary = bool(np.isin(distinct, (0.0, 1.0)).all())
         built = cls(
             before=distinct[0],
             after=distinct[1],
-            weights=distinct[2],
+            weights=weights,
             test=test,
             is_simple=sampling.is_simple and is_binary,
             has_looks=bool(sampling.looks),

@@ -199,31 +199,35 @@ def _show_difference(first: str, second: str) -> tuple[str, str]:
     return f"...{first[begin:][:60]}", f"...{second[begin:][:60]}"
 
 
-def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
-    """Describe how the questions of a pair were drawn, with the weights of the harness's groups.
+def describe_sampling(longer: BenchmarkEvaluation, paired: BenchmarkEvaluation) -> Sampling:
+    """Describe how the paired questions were drawn, looked at and weighted.
+
+    They have weights if the harness gives the tasks of a group weights.
 
     Args:
-        whole: The evaluation that asked more questions; weights are those among its questions.
-        part: The questions that both were asked, and the looks at their answers.
+        longer: The evaluation that asked more questions. Weights are those among its questions.
+        paired: The questions that both evaluations asked, and the looks at their answers.
     """
-    n_tasks = len({sample.task for sample in whole.samples})
+    n_tasks = len({sample.task for sample in longer.samples})
     sampling = Sampling(
-        looks=part.looks,
-        n_available=(part.n_available or len(whole.samples)) if part.looks else None,
-        n_subjects=n_tasks if n_tasks > 1 else 0,  # even if `part` has questions of one task only
-        clusters=_number_units(part.samples),
+        looks=paired.looks,
+        n_available=(paired.n_available or len(longer.samples)) if paired.looks else None,
+        n_subjects=n_tasks if n_tasks > 1 else 0,  # even if the paired ones are of one task
+        clusters=_number_units(paired.samples),
     )
-    if not whole.task_weights:
+    if not longer.task_weights:
         return sampling
-    weights = _weigh_units(whole.samples, whole.task_weights)
-    tasks = [sample.task for sample in part.samples]
-    # A weighted mean needs an answer of each task. Looks that come before one claim nothing.
-    skipped_looks = [look for look in part.looks if len(set(tasks[:look])) < n_tasks]
+    weights = _weigh_units(longer.samples, longer.task_weights)
+    tasks = [sample.task for sample in paired.samples]
+    # A look is a number of questions. A weighted mean needs an answer of each task. So nothing is
+    # claimed at the first looks, if they come before a task's first question.
+    skipped_looks = [look for look in paired.looks if len(set(tasks[:look])) < n_tasks]
     return replace(
         sampling,
-        weights=np.array([weights[sample.task, sample.unit] for sample in part.samples]),
-        # Questions to come may weigh more than those asked. Without looks none is to come.
-        largest_weight=max(weights.values()) if part.looks else 1.0,
+        weights=np.array([weights[sample.task, sample.unit] for sample in paired.samples]),
+        # Questions to come may weigh more than those asked. An evaluation without looks asked all
+        # of its questions, so for it the default of `Sampling` is enough.
+        largest_weight=max(weights.values()) if paired.looks else Sampling.largest_weight,
         n_skipped_looks=len(skipped_looks),
     )
 

@@ -16,27 +16,35 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
     An evaluation calls the function at each look (after each block of questions), and asks no more
     questions of the benchmarks that it leaves out.
 
-    The function uses the tests and corrections of the final verdict. A change that is shown, but
-    measured below the margin, stops no evaluation: with all questions the verdict often becomes
-    `retained`. A watched benchmark gets no verdict. It is done when its own test, uncorrected,
-    would give it one.
+    The function uses the tests and corrections of the final verdict:
+
+    - With `decided`, a benchmark needs more answers until it is forgotten, improved or retained. A
+      measured change below the margin needs more even if it is forgotten or improved so far: with
+      all questions, the verdict often becomes `retained`.
+    - With `budget`, a benchmark that has a budget needs more answers until its loss is shown to be
+      within its budget or beyond. The others need them as with `decided`.
+
+    A watched benchmark gets no final verdict. It is treated as if it got one by its own test,
+    uncorrected.
 
     Args:
-        until: With `decided` a benchmark is done when it is forgotten, improved or retained. With
-            `budget` it is done when its loss is shown to be within or beyond its budget; a
-            benchmark without a budget follows `decided`.
-        base: the base's answers to all questions.
+        until: When to stop asking.
+        base: The base's answers to all questions.
 
     Returns:
-        The function, which takes the tuned model's answers so far; None if all questions are asked.
+        The function. It takes the tuned model's answers so far, by benchmark, and returns the
+        names. None if `until` asks all questions.
     """
     if until is Until.all:
         return None
     settings = {name: evaluation.benchmark for name, evaluation in base.benchmarks.items()}
-    claimed = {n: b.metric for n, b in settings.items() if b.role is not Role.watched}
-    # Tests are corrected within a family. A watched benchmark is one by itself: no correction.
-    watched = [[name] for name in settings if name not in claimed]
-    families = [*group_comparable(claimed), *watched]
+    metrics = {name: b.metric for name, b in settings.items() if b.role is not Role.watched}
+    # Tests are corrected within a family. A watched benchmark is a family by itself, so its test is
+    # not corrected.
+    watched = [[name] for name in settings if name not in metrics]
+    families = [*group_comparable(metrics), *watched]
+    # Some benchmarks have no budget, such as targets without `max_loss`.
+    budgets = default_budgets(settings) if until is Until.budget else {}
 
     def find_open(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
         """Return the names of the benchmarks that need more answers.
@@ -50,14 +58,12 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
                 continue
             pair = pair_benchmark(name, base.benchmarks[name], tuned)
             differences[name] = compare_scores(pair.base_scores, pair.tuned_scores, pair.sampling)
-        is_open = dict[str, bool]()  # each benchmark is in one of the families
-        for family in families:
-            is_open |= _find_undecided(family, differences, settings)
-        if until is Until.budget:
-            # Where a benchmark has a budget, this decides instead of the verdict.
-            decisions = decide_outcomes(differences, default_budgets(settings))
-            is_open |= {name: d.outcome is Outcome.undecided for name, d in decisions.items()}
-        return {name for name in differences if is_open[name]}
+        needs_more = dict[str, bool]()
+        for family in families:  # together they have all benchmarks
+            needs_more |= _find_undecided(family, differences, settings)
+        for name, decision in decide_outcomes(differences, budgets).items():
+            needs_more[name] = decision.outcome is Outcome.undecided  # instead of the verdict
+        return {name for name in differences if needs_more[name]}
 
     return find_open
 
@@ -78,9 +84,9 @@ def _find_undecided(
         [settings[name].margin for name in known],
         n_unknown=len(family) - len(known),
     )
-    is_open = {}
+    needs_more = {}
     for name, decision in zip(known, decisions, strict=True):
         is_small = abs(differences[name].value) < settings[name].margin
         is_changed = decision.verdict in (Verdict.forgotten, Verdict.improved)
-        is_open[name] = decision.verdict is Verdict.undecided or (is_changed and is_small)
-    return is_open
+        needs_more[name] = decision.verdict is Verdict.undecided or (is_changed and is_small)
+    return needs_more

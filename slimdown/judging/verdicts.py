@@ -84,26 +84,38 @@ class Decision:
         return Estimate(change.value, change.standard_error, low, high)
 
     def _find_ends(self, change: TestedChange, margin: float) -> tuple[float, float]:
-        """Return the ends of the interval; the module's docstring says which test has which end.
+        """Return the lower and the upper end of the interval beside the verdict.
+
+        The test of a change has an interval, and so has the test against the margin. Where the
+        verdict claims that an end lies on one side of 0 or of the margin, the end is that of the
+        test that showed it. Any other end is the farther one of the two tests.
+
+        | verdict | lower end | upper end |
+        |---|---|---|
+        | None (watched) | test of a change | test of a change |
+        | retained | test against the margin | test against the margin |
+        | forgotten | the farther one | test of a change, below 0 |
+        | improved | test of a change, above 0 | the farther one |
+        | undecided | the farther one | the farther one |
 
         Ends are found to 7 digits. So an end that would contradict the verdict by less than that is
         set to the margin, or to the number next to 0.
         """
-        if self.verdict is None:  # a watched change, which nothing is claimed about
+        if self.verdict is None:
             return change.interval(self.change_level)
         # The test against the margin is one-sided at each end, so its level counts twice.
-        low, high = change.margin_interval(2 * self.equivalence_level)
+        margin_low, margin_high = change.margin_interval(2 * self.equivalence_level)
         if self.verdict is Verdict.retained:
-            return max(low, -margin), min(high, margin)
-        change_low, change_high = change.interval(self.change_level)
-        low, high = min(low, change_low), max(high, change_high)
+            return max(margin_low, -margin), min(margin_high, margin)
+        low, high = change.interval(self.change_level)
+        farther_low, farther_high = min(low, margin_low), max(high, margin_high)
         if self.verdict is Verdict.forgotten:
-            return low, min(change_high, nextafter(0.0, -1.0))  # the first number below 0
+            return farther_low, min(high, nextafter(0.0, -1.0))  # the first number below 0
         if self.verdict is Verdict.improved:
-            return max(change_low, nextafter(0.0, 1.0)), high  # the first number above 0
+            return max(low, nextafter(0.0, 1.0)), farther_high  # the first number above 0
         # Looks may contradict each other: one rules out a rise, another a fall. Then the measured
         # change, or 0, may lie outside both intervals, and the ends are moved to hold it.
-        return min(low, change.value, 0.0), max(high, change.value, 0.0)
+        return min(farther_low, change.value, 0.0), max(farther_high, change.value, 0.0)
 
 
 def group_comparable(metrics: Mapping[str, str]) -> list[list[str]]:
@@ -136,7 +148,10 @@ def decide_verdicts(
     n_reports: int = 1,
     n_unknown: int = 0,
 ) -> list[Decision]:
-    """Decide each benchmark's verdict (Holm).
+    """Decide each benchmark's verdict by two tests: of a change, and of equivalence.
+
+    The test of equivalence is that of a change smaller than the margin. The p-values of the tests
+    of a change are corrected together (Holm), and so are those of the tests of equivalence.
 
     Args:
         differences: Of the primary metrics.
@@ -154,12 +169,13 @@ def decide_verdicts(
     )
     decisions = []
     for i, (difference, margin) in enumerate(tested):
-        # A change below the margin is retained even where it is shown to exist. The p-value holds
-        # at any look, so an early look may rule out the margin although the change that all answers
-        # together measure exceeds it. Such a change is not retained.
-        if equivalence_p_values[i] < ALPHA and abs(difference.value) <= margin:
+        # After several looks, an early one may have ruled out the margin although the change that
+        # all answers together measure exceeds it. Such a change is not retained.
+        is_within_margin = equivalence_p_values[i] < ALPHA and abs(difference.value) <= margin
+        if is_within_margin:  # even if a change is shown to exist: it is too small to matter
             verdict = Verdict.retained
         elif p_values[i] < ALPHA:
+            # The sign is 0 if looks contradict each other; then the verdict is undecided.
             verdict = _VERDICT_BY_SIGN[difference.shown_sign(levels[i])]
         else:
             verdict = Verdict.undecided

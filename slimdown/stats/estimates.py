@@ -38,7 +38,9 @@ class Sampling:
     looks: tuple[int, ...] = ()  # questions answered by each look; empty: one look, at the end
     n_available: int | None = None  # questions in all, asked or not
     n_subjects: int = 0  # subjects of the questions; 0: questions of one kind
-    largest_weight: float = 1.0  # the largest of all questions, asked or not
+    # Questions to come may weigh more than those of `weights`: the largest weight of all, asked or
+    # not. 1.0 where none is to come.
+    largest_weight: float = 1.0
     n_skipped_looks: int = 0  # looks that lack a weighted task's answers, so they claim nothing
     # [n], the number of each question's cluster, such as its passage, or of the document of which
     # it is a copy; None: questions are independent. A cluster is one observation, the mean of its
@@ -85,40 +87,43 @@ class Sampling:
 
     def build_test(
         self, columns: Sequence[Floats], lowest: float, highest: float
-    ) -> tuple[Floats, EmpiricalLikelihoodTest]:
-        """Build the test of the weighted mean of the first column, and list what it tests.
+    ) -> tuple[Floats, Floats, EmpiricalLikelihoodTest]:
+        """Build the test of the first column's weighted mean, from counts of equal observations.
 
-        Equal observations are counted, not repeated. So the test of the changes of 0/1 answers has
-        three numbers, however many answers there are.
+        So for changes of 0/1 answers, the test has three numbers, however many answers there are.
 
         Args:
-            columns: [n] each, a number for each question.
+            columns: [n] each, a number for each question. Observations are equal if they have the
+                same number in each column, and the same weight.
             lowest, highest: The bounds of the first column's numbers.
 
         Returns:
-            The k distinct observations, [columns + 1, k]: the values of each column, and the
-            weights as the last row. And the test, whose counts are those of the k observations.
+            The distinct observations, [columns, k], their weights, [k], and the test. The test's
+            `counts`, [looks, k], say how often each look has seen each of them.
         """
         observations, weights = self.to_observations(columns)
-        n = len(weights)
-        distinct, numbers = np.unique([*observations, weights], axis=1, return_inverse=True)
-        ends = self.looks or (n,)  # how many observations each look has seen
-        counts = [np.bincount(numbers.ravel()[:end], minlength=distinct.shape[1]) for end in ends]
-        plan: tuple[int, ...] = ()  # all looks, past and to come: they share the error
-        if self.looks:
-            looks_to_come = (look for look in block_ends(self.n_available or n) if look > n)
-            plan = tuple(sorted({*self.looks, *looks_to_come}))
-        # The test is of weight times value, which can be the largest weight times a bound.
+        # The weights are one more row here, so observations of different weights stay apart.
+        distinct_rows, places = np.unique([*observations, weights], axis=1, return_inverse=True)
+        distinct, distinct_weights = distinct_rows[:-1], distinct_rows[-1]
+        n, k = len(weights), len(distinct_weights)
+        # A look is a number of questions. Each of them is one observation, because `pair_benchmark`
+        # refuses looks at questions of clusters.
+        looks = self.looks or (n,)
+        counts = [np.bincount(places.ravel()[:look], minlength=k) for look in looks]
+        plan: tuple[int, ...] = ()
+        if self.looks:  # they share the error with the looks to come
+            plan = (*self.looks, *(look for look in block_ends(self.n_available or n) if look > n))
+        # Weighted numbers are tested, so the bounds are weighted, too.
         largest_weight = max(self.largest_weight, float(weights.max()))
         test = EmpiricalLikelihoodTest(
-            values=distinct[0] * distinct[-1],  # the first column times the weights
+            values=distinct_weights * distinct[0],
             counts=np.array(counts, dtype=float),
             lowest=largest_weight * lowest,
             highest=largest_weight * highest,
             plan=plan,
             n_skipped_looks=self.n_skipped_looks,
         )
-        return distinct, test
+        return distinct, distinct_weights, test
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class Difference(Estimate):
     @cached_property
     def test(self) -> EmpiricalLikelihoodTest:
         """The test against a margin or a budget; see `added_to_margin` for 0/1 answers."""
-        test = self.sampling.build_test([self.changes], -1.0, 1.0)[1]
+        _, _, test = self.sampling.build_test([self.changes], lowest=-1.0, highest=1.0)
         is_whole = bool(np.isin(test.values, (-1.0, 0.0, 1.0)).all())  # and so of no mixed cluster
         is_margin = self.is_binary and self.sampling.is_simple and is_whole
         return replace(test, is_margin=is_margin)
@@ -281,7 +286,7 @@ def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = 
     """
     x = to_array(scores)
     sampling = sampling or Sampling()
-    _, test = sampling.build_test([x], lowest=0.0, highest=1.0)
+    _, _, test = sampling.build_test([x], lowest=0.0, highest=1.0)
     n = test.counts[-1].sum()  # of questions or clusters
     # After an evaluation that may have stopped early, no standard error is right.
     standard_error = nan if sampling.looks else _find_spread(x, sampling) / sqrt(n)

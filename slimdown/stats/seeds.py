@@ -36,43 +36,49 @@ class SeedMean(Estimate):
 def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     """Estimate the mean change of several seeds, and split its noise: questions and training.
 
-    Seeds and questions are crossed random effects, with the variances of a two-way analysis of
-    variance. The interval adds their half-widths, each with its own Student quantile, in quadrature
-    (the idea: Howe 1974; Zou and Donner 2008). Each half is at least the standard error times the
-    quantile of the questions. It assumes that changes of other seeds are normal; those of a
-    training that rarely collapses are not. Errors and interval are nan if a part has a single
-    question, or if neither seeds nor questions differ.
+    In a two-way analysis of variance, each number is the sum of the mean change, a seed's effect, a
+    question's effect and a residual. The residual is what seed and question do not explain: a seed
+    does better on one question than its own mean and the mean of this question suggest.
 
-    The residual is what neither the seed nor the question explains alone: a seed does better on one
-    question than its own mean and the mean of this question suggest.
+    The interval adds two half-widths in quadrature, one for other seeds and one for other questions
+    (the idea: Howe 1974; Zou and Donner 2008). Each is a standard error times a quantile of
+    Student's t. The interval assumes that the changes of seeds are normal; those of a training that
+    rarely collapses are not.
 
     Args:
         parts: [seeds, questions] each, tuned - base; at least two seeds. The change is the sum of
             the parts' means, such as each benchmark's share of the overall mean.
         steps: For each part, how much one 0/1 answer counts in it. One lost and one gained question
             are then added. 0: its scores are graded; empty: all scores are graded.
+
+    Returns:
+        The mean. Its errors and interval are nan if a part has a single question, or if neither
+        seeds nor questions differ, because it is then unknown how others differ.
     """
     n_seeds, fewest_questions = len(parts[0]), min(part.shape[1] for part in parts)
-    by_seed = np.sum([part.mean(axis=1) for part in parts], axis=0)
-    mean, sd_over_seeds = float(by_seed.mean()), float(by_seed.std(ddof=1))
+    seed_means = np.sum([part.mean(axis=1) for part in parts], axis=0)
+    mean, sd_over_seeds = float(seed_means.mean()), float(seed_means.std(ddof=1))
     unknown = SeedMean(mean, standard_error=nan, low=nan, high=nan, sd_over_seeds=sd_over_seeds)
     if fewest_questions == 1:
         return unknown
+    # All these variances are of the mean over seeds. The residual makes the means of seeds vary and
+    # also those of questions, so it is in both variances. It may count only once in their sum.
+    seed_variance = sd_over_seeds**2 / n_seeds
     parts_and_steps = zip(parts, steps or [0.0] * len(parts), strict=True)
     question_variance = sum(_find_question_variance(part, step) for part, step in parts_and_steps)
-    # The means vary from seed to seed by the seed effect and the residual, and from question to
-    # question by the question effect and the residual. The residual is counted once.
-    residual = sum(map(_find_residual, parts))
-    training_variance = max(0.0, sd_over_seeds**2 - residual) / n_seeds
+    residual = sum(map(_find_residual, parts)) / n_seeds
+    training_variance = max(0.0, seed_variance - residual)
     standard_error = sqrt(training_variance + question_variance)
-    if not standard_error > 1e-12:  # without spread it is unknown how others would differ
+    if standard_error <= 1e-12:  # 0 but for rounding
         return unknown
-    # In the interval, the residual is counted with the seeds, and taken out of the questions.
-    question_effect = max(0.0, n_seeds * question_variance - residual)
-    variances = np.array([sd_over_seeds**2, question_effect]) / n_seeds
-    quantiles = scipy.special.stdtrit([n_seeds - 1, fewest_questions - 1], 1 - ALPHA / 2)  # of t
-    # The interval is never narrower than one of Student's t with the questions' quantile.
-    half_width = max(float(quantiles[1]) * standard_error, sqrt(float(quantiles**2 @ variances)))
+    degrees = [n_seeds - 1, fewest_questions - 1]
+    seed_quantile, question_quantile = scipy.special.stdtrit(degrees, 1 - ALPHA / 2).tolist()
+    # The quantile of the seeds belongs to the variance that was measured between their means, the
+    # residual included. So in the interval, the residual is taken out of the questions instead.
+    question_effect = max(0.0, question_variance - residual)
+    square = seed_quantile**2 * seed_variance + question_quantile**2 * question_effect
+    # It is never narrower than the standard error times the questions' quantile.
+    half_width = max(question_quantile * standard_error, sqrt(square))
     return SeedMean(
         mean,
         standard_error,
@@ -98,9 +104,9 @@ def _find_question_variance(part: Floats, step: float) -> float:
 class SeedSpread:
     """How much the means of single seeds vary, of one configuration or pooled over several."""
 
-    variance: float  # of one seed's mean
-    residual: float  # the part of it that comes from the questions: seeds differ by question, too
-    freedom: float
+    variance: float  # of one seed's mean, the residual included
+    residual: float  # the part of it that is a seed's luck with single questions, see `split_noise`
+    freedom: float  # degrees of freedom; of one configuration, one less than its seeds
 
 
 def pool_spreads(spreads: Sequence[SeedSpread]) -> SeedSpread:
@@ -182,10 +188,14 @@ def add_seed_noise(
 ) -> Floats:
     """Turn p-values for other questions into p-values for other questions and other seeds.
 
-    At a given level, a claim about other questions needs a certain distance from the threshold, and
-    a claim about other seeds needs another. The squares of the two are added (see `MeanTest`). The
-    p-value is the level at which the sum equals the square of the measured distance. It is never
-    below that of the questions alone.
+    A claim at level p needs a certain distance from the threshold, more for a smaller p. The square
+    of this distance is what a claim about other seeds needs, plus what one about other questions
+    needs (Howe 1974):
+
+        t(p)**2 * variance of the mean by seeds + z(p)**2 * variance of the mean by questions
+
+    t is the quantile of Student's distribution, z that of the normal one. The p-value is the level
+    that needs just the measured distance. It is never below that of the questions alone.
 
     Args:
         distances: How far the mean lies from each threshold, on the side of the claim.
@@ -198,25 +208,26 @@ def add_seed_noise(
     """
     if spread is None:
         return question_p_values
-    roots = -scipy.special.ndtri(question_p_values)  # the distances in standard errors
-    # On the other side of the threshold nothing is claimed, so the p-value stays. There, 1 stands
-    # for numbers that are computed in vain.
-    is_claimed = (distances > 0) & (roots > 0)
-    distances, roots = np.where(is_claimed, distances, 1.0), np.where(is_claimed, roots, 1.0)
+    z_scores = -scipy.special.ndtri(question_p_values)
+    # On the other side of the threshold nothing is claimed, so the p-value stays.
+    is_claimed = (distances > 0) & (z_scores > 0)
+    distances, z_scores = distances[is_claimed], z_scores[is_claimed]
     seed_variance, residual = spread.variance / n_seeds, spread.residual / n_seeds
-    # distance / root is the standard error of the questions. Its square holds the residual, which
-    # is counted with the seeds.
-    question_variances = np.maximum(0.0, (distances / roots) ** 2 - residual)
-    # By halving, find the logarithm of the level that needs just this distance.
-    low = np.full_like(distances, _LOWEST)
-    high = np.full_like(distances, log(0.5))
+    # A z score is the distance in standard errors, here those of the questions. The residual is in
+    # both variances (see `split_noise`). It counts once, with the seeds.
+    question_variances = np.maximum(0.0, (distances / z_scores) ** 2 - residual)
+    # By halving, find the logarithm of the level that needs just the measured distance.
+    low, high = np.full_like(distances, _LOWEST), np.full_like(distances, log(0.5))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        student = scipy.special.stdtrit(spread.freedom, np.exp(middle))
-        normal = scipy.special.ndtri(np.exp(middle))
-        needs_more = student**2 * seed_variance + normal**2 * question_variances > distances**2
+        levels = np.exp(middle)
+        t, z = scipy.special.stdtrit(spread.freedom, levels), scipy.special.ndtri(levels)
+        needed_squares = t**2 * seed_variance + z**2 * question_variances
+        needs_more = needed_squares > distances**2  # then the p-value lies above the middle
         low, high = np.where(needs_more, middle, low), np.where(needs_more, high, middle)
-    return np.where(is_claimed, np.maximum(question_p_values, np.exp(high)), question_p_values)
+    p_values = question_p_values.copy()
+    p_values[is_claimed] = np.maximum(p_values[is_claimed], np.exp(high))
+    return p_values
 
 
 @dataclass(frozen=True)
@@ -226,7 +237,8 @@ class SeedAnswers:
     parts: Sequence[Floats]  # [seeds, questions] each; the change is the sum of their means
     bounds: Sequence[float]  # for each part, how large one number can be
     step: float = 0.0  # how much one question counts
-    is_binary: bool = False  # whether there is one part, of changes of 0/1 answers of one kind
+    # Whether there is one part, of changes of 0/1 answers of one kind or their means over seeds
+    is_binary: bool = False
     seeds: tuple[str, ...] = ()  # their names, in the order of the rows of each part
 
     @property
@@ -250,20 +262,23 @@ class SeedAnswers:
         Args:
             spread: How much seeds vary; None: the claim is about these trainings alone.
         """
-        # The parts become one list of numbers, a mean over seeds for each question. They are scaled
-        # so that the mean of the list is the sum of the parts' means.
+        # The test takes one list of numbers: each question's mean over the seeds, for all parts. In
+        # its plain mean, a part counts by its number of questions. In the sum of the parts' means,
+        # all count alike. So the numbers of a part with n of N questions are multiplied by N / n.
         sizes = [part.shape[1] for part in self.parts]
         scales = [sum(sizes) / n for n in sizes]
         means = [p.mean(axis=0) * scale for p, scale in zip(self.parts, scales, strict=True)]
         numbers = np.concatenate(means)
         bound = max(b * scale for b, scale in zip(self.bounds, scales, strict=True))
+        # Equal numbers are counted. Without rounding, the order of a sum could make them differ.
         values, counts = np.unique(numbers.round(12), return_counts=True)
         test = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
         if self.is_binary:
-            # How much the numbers move at a time: 1 where all S seeds flip the same answers, 1/S
-            # where each flips others.
-            sum_of_changes = counts @ np.abs(values)
-            step = float(counts @ values**2 / sum_of_changes) if sum_of_changes else 1.0
+            # How far a number moves at a time: 1 where all S seeds flip the same answers, 1/S where
+            # each flips others. If both occur, it is the mean size of a change, weighted by size.
+            magnitudes = np.abs(values)
+            weights = counts * magnitudes
+            step = float(np.average(magnitudes, weights=weights)) if weights.any() else 1.0
             test = replace(test, is_margin=True, step=step)
         return MeanTest(float(numbers.mean()), test, self.n_seeds, spread)
 
@@ -274,26 +289,25 @@ class SeedAnswers:
             If both have the same seeds: the differences by seed. Otherwise one row without seeds:
             the difference of the two means over seeds.
         """
-        part_pairs = list(zip(self.parts, other.parts, strict=True))
-        seeds: tuple[str, ...] = ()
-        if self.is_paired_with(other):
-            seeds = self.seeds
-            order = [other.seeds.index(seed) for seed in seeds]
-            parts = [own - theirs[order] for own, theirs in part_pairs]
-        else:
-            parts = []
-            for own, theirs in part_pairs:
-                mean_change = own.mean(axis=0, keepdims=True)
-                parts.append(mean_change - theirs.mean(axis=0, keepdims=True))
-        # Both sides are changes, tuned - base, and mostly against the same base answers. These
-        # cancel out, so a difference lies within the bound of a single change, unless a number
-        # shows that the base answers differ: then it lies within the sum of both bounds.
-        largest = [float(np.abs(part).max()) for part in parts]
-        bounds = []
-        for own_bound, their_bound, most in zip(self.bounds, other.bounds, largest, strict=True):
-            bound = max(own_bound, their_bound)
-            bounds.append(bound if most <= bound else own_bound + their_bound)
-        is_binary = self.is_binary and other.is_binary and max(largest) <= 1
+        is_paired = self.is_paired_with(other)
+        rows = [other.seeds.index(seed) for seed in self.seeds] if is_paired else []
+        is_binary = self.is_binary and other.is_binary
+        parts, bounds = list[Floats](), list[float]()
+        answers_and_bounds = zip(self.parts, other.parts, self.bounds, other.bounds, strict=True)
+        for own, theirs, own_bound, their_bound in answers_and_bounds:
+            if is_paired:
+                part = own - theirs[rows]
+            else:
+                part = (own.mean(axis=0) - theirs.mean(axis=0))[None]
+            # Both sides are changes, tuned - base. If they have the same base answers, these cancel
+            # out: what is left is a difference of two tuned scores, no larger than one change can
+            # be. A larger number proves that the base answers differ. Then it can be as large as
+            # both changes together, and it is not the change of a 0/1 answer.
+            bound, largest = max(own_bound, their_bound), float(np.abs(part).max())
+            bounds.append(bound if largest <= bound else own_bound + their_bound)
+            parts.append(part)
+            is_binary = is_binary and largest <= 1
+        seeds = self.seeds if is_paired else ()
         return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, seeds)
 
     def is_paired_with(self, other: "SeedAnswers") -> bool:
@@ -352,7 +366,8 @@ def build_difference_tests(
         difference = several[second].subtract(several[first])
         has_enough = min(several[first].n_seeds, several[second].n_seeds) >= ENOUGH_SEEDS
         if not several[second].is_paired_with(several[first]):
-            spread = _join_spreads(first, second, spreads, is_pooled=not has_enough)
+            alike = [] if has_enough else list(spreads.values())
+            spread = _join_spreads([spreads[first], spreads[second]], alike)
         elif has_enough:
             spread = difference.measure_spread()
         else:
@@ -364,44 +379,49 @@ def build_difference_tests(
 def _pool_pairs(seeds: Sequence[str], differences: Iterable[SeedAnswers]) -> SeedSpread:
     """Pool the spreads of all differences between groups with these seeds.
 
-    The mean of their variances is twice the mean square of the interaction of groups and seeds, a
-    two-way analysis of variance with (groups - 1) (seeds - 1) degrees of freedom.
+    The mean of their variances is twice the mean square of the interaction of groups and seeds, in
+    a two-way analysis of variance. So it has (groups - 1) (seeds - 1) degrees of freedom.
     """
     alike = [d.measure_spread() for d in differences if set(d.seeds) == set(seeds)]
-    n_groups = (1 + sqrt(1 + 8 * len(alike))) / 2  # `alike` holds a spread for each pair of groups
+    # There is a difference for each pair of G groups, so len(alike) = G (G - 1) / 2, solved for G.
+    n_groups = (1 + sqrt(1 + 8 * len(alike))) / 2
     freedom = round((n_groups - 1) * (len(seeds) - 1))
     return replace(pool_spreads(alike), freedom=freedom)
 
 
-def _join_spreads(
-    first: str, second: str, spreads: Mapping[str, SeedSpread], is_pooled: bool
-) -> SeedSpread:
-    """Return the spread of the difference of two groups' means (Satterthwaite's freedom).
+def _join_spreads(pair: Sequence[SeedSpread], alike: Sequence[SeedSpread]) -> SeedSpread:
+    """Return the spread of the difference between the means of two groups with unlike seeds.
+
+    It is the sum of the spreads of both means. A sum of variances v, each with f degrees of
+    freedom, has about sum(v)**2 / sum(v**2 / f) of them (Satterthwaite 1946).
 
     Args:
-        first, second: The groups.
-        spreads: How much the mean of one seed varies, by group; those of other groups, too.
-        is_pooled: Whether all groups are taken to vary alike. Then their variances are averaged,
-            weighted by their degrees of freedom.
+        pair: How much the mean of one seed varies, in each of the two groups.
+        alike: The same for all groups that are taken to vary alike. Both groups then get the mean
+            of their variances, weighted by degrees of freedom; each keeps its own residual. Empty:
+            each keeps its own variance, too.
     """
-    # The variance of a mean is that of one seed divided by the number of seeds, which is one more
-    # than the degrees of freedom.
-    pair_factors = {value: 1 / (spreads[value].freedom + 1) for value in (first, second)}
-    factors = pair_factors
-    if is_pooled:
-        # The average over all groups takes the place of each of the two variances.
-        all_freedom = sum(spread.freedom for spread in spreads.values())
-        total = sum(pair_factors.values())
-        factors = {v: total * spread.freedom / all_freedom for v, spread in spreads.items()}
-    terms = {value: factor * spreads[value].variance for value, factor in factors.items()}
-    variance = sum(terms.values())
-    freedom = variance**2 / sum(term**2 / spreads[v].freedom for v, term in terms.items())
-    residual = sum(factor * spreads[value].residual for value, factor in pair_factors.items())
-    return SeedSpread(variance, residual, freedom)
+    # The variance of a group's mean is that of one seed, divided by the number of seeds. There is
+    # one seed more than degrees of freedom.
+    factors = [1 / (spread.freedom + 1) for spread in pair]
+    residual = sum(f * spread.residual for f, spread in zip(factors, pair, strict=True))
+    if alike:
+        # Both groups have the same variance, that mean. So their two factors are added.
+        freedom_of_all = sum(spread.freedom for spread in alike)
+        added, weights = alike, [sum(factors) * s.freedom / freedom_of_all for s in alike]
+    else:
+        added, weights = pair, factors
+    variances = [weight * spread.variance for weight, spread in zip(weights, added, strict=True)]
+    squares = [v**2 / spread.freedom for v, spread in zip(variances, added, strict=True)]
+    return SeedSpread(sum(variances), residual, freedom=sum(variances) ** 2 / sum(squares))
 
 
 def _find_residual(part: Floats) -> float:
-    """Return the variance of one seed's mean that comes from answers to single questions."""
+    """Return the variance of one seed's mean that is its luck with single questions."""
     n_seeds, n = part.shape
+    # What neither the seed's mean nor the question's explains, see `split_noise`
     rest = part - part.mean(axis=1)[:, None] - part.mean(axis=0) + part.mean()
-    return float((rest**2).sum() / ((n_seeds - 1) * max(1, n - 1) * n))
+    # The variance of one number's rest, by its (seeds - 1) (questions - 1) degrees of freedom. The
+    # mean over n questions has an n-th of it. A single question has no rest.
+    variance = (rest**2).sum() / ((n_seeds - 1) * max(1, n - 1))
+    return float(variance / n)

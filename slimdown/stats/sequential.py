@@ -78,42 +78,38 @@ def _log_chances(plan: tuple[int, ...]) -> Floats:
 
 
 def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
-    """Compute the chance that a normal mean is beyond any look's level, if nothing changed.
+    """Compute the chance that a mean is significant at any look, although its true value is 0.
 
-    It is beyond a level if its one-sided p-value at that look is smaller.
-
-    The mean at each look is counted in its own standard errors. The distribution of the mean at one
-    look gives that at the next, by an integral over 96 points. Where two looks are near each other,
-    the result is an upper bound.
+    The mean is taken as normal and counted in its own standard errors at each look (its z score).
+    It is significant at a look if its one-sided p-value is below the look's level. The distribution
+    of z at one look gives that at the next one, by an integral over 96 points. Where two looks are
+    near each other, the result is an upper bound.
 
     Args:
         levels: The one-sided level of each look; above 0.
         plan: The number of questions at each look, ascending.
     """
-    total = 0.0  # the chance that a look so far was beyond its level
-    last_n = 0  # questions at the last look that was integrated
-    # mass[i]: the chance that no look was beyond its level, and that the mean is near z[i] now
-    z = mass = np.zeros(0)
-    # The integral below goes from -_FAR to a look's bound, so the bound lies above -_FAR.
+    total = 0.0  # the chance that the mean was significant at a look so far
+    # Of the last look that was integrated: its questions, the points where its z may lie, and the
+    # chance to be near each point and not significant so far. Before any question, z is 0.
+    last_n, last_z, masses = 0, np.zeros(1), np.ones(1)
+    # The z score above which a look is significant. It must lie above -_FAR, where integrals begin.
     bounds = np.maximum(-scipy.special.ndtri(levels), 1 - _FAR)
     for n, level, bound in zip(plan, levels, bounds, strict=True):
-        if last_n and n < _TOO_NEAR * last_n:
-            total += float(level)  # the chance of this look alone: at least what it adds
+        if n < _TOO_NEAR * last_n:
+            # What it adds is at most its level, the chance to be significant at this look alone.
+            total += float(level)
             continue
-        # Where the mean may lie without being beyond: 96 points from -_FAR to the bound.
+        # z is the sum of n answers divided by their spread and by sqrt(n). The answers of the last
+        # look give it this mean, and those that came since then vary it by this spread.
+        mean = sqrt(last_n / n) * last_z
+        spread = sqrt(1 - last_n / n)
+        total += float(masses @ scipy.special.ndtr((mean - bound) / spread))
+        # The values of z that are not significant: 96 points from -_FAR to the bound.
         half = (bound + _FAR) / 2
-        below = half * (_NODES + 1) - _FAR
-        if not last_n:  # the first look
-            total = float(level)
-            mass = _density(below) * _NODE_WEIGHTS * half
-        else:
-            # Given z at the last look, the mean is normal around shared * z now.
-            shared = sqrt(last_n / n)
-            spread = sqrt(1 - shared**2)
-            total += float(mass @ scipy.special.ndtr((shared * z - bound) / spread))
-            moved = _density((below[:, None] - shared * z) / spread)
-            mass = moved @ mass / spread * _NODE_WEIGHTS * half
-        z, last_n = below, n
+        z = half * (_NODES + 1) - _FAR
+        densities = _density((z[:, None] - mean) / spread) @ masses / spread
+        last_n, last_z, masses = n, z, densities * _NODE_WEIGHTS * half
     return min(1.0, total)
 
 
