@@ -180,16 +180,17 @@ def _find_rows(
     Returns:
         The rows by their value of the tested setting.
     """
-    exact_rows = dict[str, Configuration]()
-    partial_rows = dict[str, Configuration]()  # they lack a setting of the place
-    for row in rows:
+    found = dict[str, Configuration]()
+
+    def count_lacking(row: Configuration) -> int:
+        return _read_place(row, crossed).count(None)
+
+    # Of rows with the same value, the one that lacks fewest settings comes last and is taken.
+    for row in sorted(rows, key=count_lacking, reverse=True):
         row_place = _read_place(row, crossed)
-        value = _read_value(row, setting)
-        if row_place == place:
-            exact_rows[value] = row
-        elif all(own in (None, wanted) for own, wanted in zip(row_place, place, strict=True)):
-            partial_rows[value] = row
-    return partial_rows | exact_rows  # if both have a row of the same value, the exact one
+        if all(own in (None, wanted) for own, wanted in zip(row_place, place, strict=True)):
+            found[_read_value(row, setting)] = row
+    return found
 
 
 def _pair_values(values: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
