@@ -21,10 +21,10 @@ _FURTHER_BUDGET = re.compile(r"([^=]+=)?(off|0?\.\d+|\d*\.?\d+ ?%)|[^=]+=0")
 class GateRules:
     """What a model may lose, as the options say."""
 
-    budgets: dict[str, float]
-    relative_budgets: dict[str, float]
-    off: list[str]
-    overall: bool
+    budgets: dict[str, float]  # by benchmark, a share of 1; "" stands for every retained one
+    relative_budgets: dict[str, float]  # the same, a share of the base's score
+    off: list[str]  # benchmarks to show but not to check; "" stands for all without such a budget
+    overall: bool  # whether the mean of the retained benchmarks is checked, too
 
     @property
     def are_set(self) -> bool:
@@ -70,13 +70,13 @@ class GateRules:
             read_pairs=read_pairs,
         )
         checked = [check.benchmark for check in checks]
-        unchecked = [name for name in findings.benchmarks if name not in checked]
-        is_rest_off = "" in self.off  # by `--max-loss off`, which names no benchmark
-        off = tuple(name for name in unchecked if is_rest_off or name in self.off)
+        off = tuple(name for name in findings.benchmarks if name in self.off)
+        if "" in self.off:  # `--max-loss off`: all are off that have no budget, named or not
+            off = tuple(name for name in findings.benchmarks if name not in checked)
         if not self.overall:
             return Gate(tuple(checks), off)
         mean = findings.mean_change(Role.retained)
-        if off:  # the mean in the findings includes these benchmarks, so another one is computed
+        if off:  # this mean includes benchmarks that are off, so it is computed without them
             used = {name: change for name, change in findings.benchmarks.items() if name not in off}
             pairs = read_pairs() if read_pairs else findings.pairs
             mean = average_role(used, pairs, Role.retained)

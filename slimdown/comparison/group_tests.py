@@ -126,16 +126,22 @@ def _read_value(row: Configuration, setting: str) -> str:
 
 
 def _test_values(comparison: Comparison, setting: str) -> list[ValueDifference]:
-    """Test each pair of values of a setting, by column and place; no p-value is corrected yet.
+    """Test each pair of values of a setting; the p-values are not corrected yet.
 
-    A place is one choice of values of the other settings that vary: `keep.share=.2`. Only runs in
-    the same place are compared. A row that lacks such a setting, as keep=none lacks a share, is in
-    a place of its own, and also stands in every place that has no row of its value. A column is a
-    benchmark, or the mean of several.
+    Other settings may vary, too. Their values in a row are the row's context: `keep.share=.2`. In
+    each context, only the rows that fit it are compared (`_find_rows`). Each column is tested by
+    itself: a benchmark, or the mean of several.
+
+    Args:
+        comparison: Its `reference` is the value with which all others are compared. None: each is
+            compared with each.
+        setting: The setting's dotted key.
+
+    Returns:
+        A difference for each pair of values, context and column that can be tested.
 
     Raises:
-        ConfigError: No run has the comparison's reference, the value with which all others are
-            compared.
+        ConfigError: No run has the reference.
     """
     rows, reference = comparison.rows, comparison.reference
     values = {_read_value(row, setting) for row in rows}
@@ -144,16 +150,17 @@ def _test_values(comparison: Comparison, setting: str) -> list[ValueDifference]:
         raise ConfigError(f"--against {reference}: no run has this value of {setting}{advice}")
     crossed = _find_crossed(comparison, setting)  # the other settings that vary
     tested = list[ValueDifference]()
-    for place in dict.fromkeys(_read_place(row, crossed) for row in rows):
-        place_settings = zip(crossed, place, strict=True)
-        where = "".join(f", {key}={'null' if v is None else v}" for key, v in place_settings)
-        row_by_value = _find_rows(rows, setting, crossed, place)
+    for context in dict.fromkeys(_read_context(row, crossed) for row in rows):
+        settings = zip(crossed, context, strict=True)
+        where = "".join(f", {key}={'null' if v is None else v}" for key, v in settings)
+        row_by_value = _find_rows(comparison, setting, crossed, context)
         for heading, names in _list_claimed_columns(row_by_value.values()).items():
             # Only runs that were asked the same questions are tested against each other.
-            for groups in _group_by_questions(row_by_value, names):
-                pairs = _pair_values(list(groups), reference)
-                for (first, second), test in build_difference_tests(groups, pairs).items():
-                    # The tested change is that from the first value to the second.
+            for answers_by_value in _group_by_questions(row_by_value, names):
+                pairs = _pair_values(list(answers_by_value), reference)
+                tests = build_difference_tests(answers_by_value, pairs)
+                for (first, second), test in tests.items():
+                    # The test is of second - first, so the second value is that of the difference.
                     difference = ValueDifference(
                         setting, heading, where, second, first, test.value, p_value=test.p_value
                     )
@@ -161,35 +168,40 @@ def _test_values(comparison: Comparison, setting: str) -> list[ValueDifference]:
     return tested
 
 
-def _read_place(row: Configuration, crossed: Sequence[str]) -> tuple[str | None, ...]:
+def _read_context(row: Configuration, crossed: Sequence[str]) -> tuple[str | None, ...]:
     """Return a row's values of the crossed settings; None for those that it lacks."""
     return tuple(row.settings.get(key) for key in crossed)
 
 
 def _find_rows(
-    rows: Sequence[Configuration], setting: str, crossed: Sequence[str], place: Sequence[str | None]
+    comparison: Comparison, setting: str, crossed: Sequence[str], context: Sequence[str | None]
 ) -> dict[str, Configuration]:
-    """Find the rows that stand in a place, see `_test_values`.
+    """Find the row of each value of a setting that is compared in a context.
+
+    A row fits if it has the context's values of the crossed settings, or lacks some of these
+    settings, as keep=none lacks a share. So keep=none is compared with keep=replay at each share.
 
     Args:
-        rows: All rows.
+        comparison: It has all rows.
         setting: The setting whose values are tested.
         crossed: The other settings that vary.
-        place: Their values, in the same order; None: lacking.
+        context: Their values, in the same order; None: lacking.
 
     Returns:
         The rows by their value of the tested setting.
     """
-    exact_rows = dict[str, Configuration]()
-    partial_rows = dict[str, Configuration]()  # they lack a setting of the place
-    for row in rows:
-        row_place = _read_place(row, crossed)
-        value = _read_value(row, setting)
-        if row_place == place:
-            exact_rows[value] = row
-        elif all(own in (None, wanted) for own, wanted in zip(row_place, place, strict=True)):
-            partial_rows[value] = row
-    return partial_rows | exact_rows  # if both have a row of the same value, the exact one
+    found = dict[str, Configuration]()
+
+    def count_lacking(row: Configuration) -> int:
+        return _read_context(row, crossed).count(None)
+
+    # If several rows with the same value fit, the one that lacks fewest settings comes last, and
+    # replaces the others.
+    for row in sorted(comparison.rows, key=count_lacking, reverse=True):
+        own_context = _read_context(row, crossed)
+        if all(own in (None, wanted) for own, wanted in zip(own_context, context, strict=True)):
+            found[_read_value(row, setting)] = row
+    return found
 
 
 def _pair_values(values: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
@@ -214,7 +226,7 @@ def _group_by_questions(
     nothing may be claimed about its change (`BenchmarkChange.is_measured`).
 
     Args:
-        row_by_value: The rows of one place, by their value of the tested setting.
+        row_by_value: The rows of one context, by their value of the tested setting.
         names: The benchmarks of a column: one, or those that it averages.
 
     Returns:

@@ -252,15 +252,20 @@ def _join_verdicts(verdicts: Iterable[Verdict | None]) -> str:
 
 
 def _find_differing(rows: Sequence[Configuration]) -> list[str]:
-    """Return the settings in which rows differ, sorted; without the seed if rows average seeds.
+    """Return the settings in which rows differ, sorted.
 
-    A row lacks the settings of a dataset, a benchmark or a mitigation that it does not use: without
-    a mitigation (keep=none) there is no `keep.share`. So settings of training and benchmarks are
-    optional: they are compared only among the rows that have them. But null is not recorded
-    either. So if two rows are equal in all other settings, an optional setting that only one of
-    them has is a difference.
+    Not among them: the seed if rows are means over seeds, and `benchmark`, the list of benchmarks,
+    which are the columns of the table.
+
+    A setting that only some rows have is a difference, except if it is optional. The optional ones
+    are those of trainings and benchmarks: a row lacks them if it does not use the dataset, the
+    benchmark or the mitigation that they belong to (keep=none has no `keep.share`). Their values
+    are compared among the rows that have them.
+
+    But a row also lacks a setting whose value is null. So a second step looks at rows that all
+    these differences do not tell apart. If some of these rows have an optional setting and others
+    lack it, it is a difference after all.
     """
-    # `benchmark` only lists the benchmarks, and these are the columns of the table.
     keys = {key for row in rows for key in row.settings} - {"benchmark"}
     if any(len(row.runs) > 1 for row in rows):
         keys.discard("seed")
@@ -268,15 +273,17 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     for key in sorted(keys):
         values = [row.settings[key] for row in rows if key in row.settings]
         is_optional = key.partition(".")[0] in (*TRAINING, "benchmark")
-        if len(set(values)) > 1 or (len(values) < len(rows) and not is_optional):
+        is_lacking = len(values) < len(rows)
+        if len(set(values)) > 1 or (is_lacking and not is_optional):
             differing.append(key)
-    # Group the rows that these settings do not tell apart, and look for optional settings that do.
+    # The second step. Rows that are alike have the same values of the settings found so far.
     rows_alike: dict[tuple[str | None, ...], list[Configuration]] = {}
     for row in rows:
         differing_values = tuple(row.settings.get(key) for key in differing)
         rows_alike.setdefault(differing_values, []).append(row)
-    for key in sorted(keys - {*differing, "seed"}):
-        if any(len({row.settings.get(key) for row in group}) > 1 for group in rows_alike.values()):
+    for key in sorted(keys - {*differing, "seed"}):  # a seed is never null
+        # Each row that has this setting has the same value, so rows differ in having it.
+        if any(len({key in row.settings for row in group}) > 1 for group in rows_alike.values()):
             differing.append(key)
     return sorted(differing)
 

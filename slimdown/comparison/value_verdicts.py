@@ -135,7 +135,7 @@ def _find_changes(row: Configuration, names: Sequence[str]) -> list[list[Benchma
 
 
 def _test_column(column: Sequence[_Cell]) -> dict[_Cell, TestedChange]:
-    """Test the cells of a column about which a claim may be made.
+    """Test the change of each cell of a column about which a claim may be made.
 
     If a cell is one benchmark of one run, the run's own report has tested its change already. The
     others are means. Those that were asked the same questions are tested together, because
@@ -145,17 +145,16 @@ def _test_column(column: Sequence[_Cell]) -> dict[_Cell, TestedChange]:
         The tests by cell. A cell about which nothing may be claimed has none.
     """
     tests: dict[_Cell, TestedChange] = {}
-    answers: dict[_Cell, SeedAnswers] = {}
+    answers: dict[_Cell, SeedAnswers] = {}  # of the cells that are means
     for cell in column:
-        first_change = cell.changes[0][0]
-        is_single = len(cell.changes) == len(cell.changes[0]) == 1
-        if is_single and first_change.is_measured:
-            tests[cell] = first_change.primary.difference
+        changes = [change for by_run in cell.changes for change in by_run]  # of all benchmarks
+        if len(changes) == 1 and changes[0].is_measured:  # one benchmark of one run
+            tests[cell] = changes[0].primary.difference
         elif can_average(cell.changes):
             answers[cell] = collect_answers(cell.changes)
     for questions in dict.fromkeys(cell.questions for cell in answers):
-        cells_alike = [cell for cell in answers if cell.questions == questions]
-        tests |= build_tests({cell: answers[cell] for cell in cells_alike})
+        alike = {cell: answers[cell] for cell in answers if cell.questions == questions}
+        tests |= build_tests(alike)
     return tests
 
 

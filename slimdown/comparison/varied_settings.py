@@ -8,13 +8,17 @@ FOLLOWERS = frozenset({"lora.lora_alpha"})  # twice the rank, unless it is set
 def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Find the settings in which runs were made to differ, without the seed.
 
-    A run's name holds what its command line set: these settings count if they differ. Other
-    settings often follow from them: `lora.lora_alpha` from the rank, and all that a file holds from
-    `keep=replay`. So another one counts only if its value does not follow from those found before.
+    If a setting that a command line set differs, it was varied. The run's name holds it
+    (`pocket lora.r=4`). Other settings often follow from a varied one: `lora.lora_alpha` follows
+    from the rank, and all that the file of `keep=replay` sets follows from `keep`. So another
+    setting only counts as varied if it tells more runs apart than those found before.
 
     Args:
         names: The runs' names.
         settings: Their settings by dotted keys, in the same order.
+
+    Returns:
+        The keys of the varied settings. First those of names, by their place in a name.
 
     >>> ranks = [{"lora.r": "4", "lora.lora_alpha": "8"}, {"lora.r": "8", "lora.lora_alpha": "16"}]
     >>> find_varied(["pocket lora.r=4", "pocket lora.r=8"], ranks)
@@ -23,28 +27,29 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
     keys = {key for run_settings in settings for key in run_settings} - {"seed", "verdict"}
 
     def rank(key: str) -> tuple[bool, bool, bool, bool, int, str]:
-        """Return the sort key of a setting; of two settings, the one with False comes first.
+        """Return the sort key of a setting.
 
-        The order decides which of two settings that vary together is found: the one that a command
-        line set, then one of a file that it chose (`keep=replay`), and of these first the name or
-        id in that file.
+        Of two settings that vary together, the one that comes first is found. This is the one that
+        a command line set, then one of a file that a command line chose (`keep=replay`), and of
+        such a file first what names it.
         """
         section, _, field = key.partition(".")
         places = [name.find(f" {key}=") for name in names if f" {key}=" in name]
-        has_chosen_file = any(f" {section}=" in name for name in names)
-        is_follower = key in FOLLOWERS
-        names_the_file = field in ("name", "id")
+        in_chosen_file = any(f" {section}=" in name for name in names)
+        names_file = field in ("name", "id")
         first_place = min(places, default=0)
-        return not places, not has_chosen_file, is_follower, not names_the_file, first_place, key
+        # False is sorted before True, so `not` puts those first that have a property.
+        return not places, not in_chosen_file, key in FOLLOWERS, not names_file, first_place, key
+
+    def count_distinct(keys: Sequence[str]) -> int:
+        """Count how many different values runs have in these settings together."""
+        return len({tuple(map(run_settings.get, keys)) for run_settings in settings})
 
     varied: list[str] = []
     for key in sorted(keys, key=rank):
-        values = [run_settings.get(key) for run_settings in settings]
-        varied_values = [tuple(map(run_settings.get, varied)) for run_settings in settings]
         is_in_names = any(f" {key}=" in name for name in names)
-        # If this setting tells more runs apart than those found before, it does not follow from
-        # them.
-        tells_more = len(set(zip(varied_values, values, strict=True))) > len(set(varied_values))
-        if len(set(values)) > 1 and (is_in_names or tells_more):
+        is_set_and_differs = is_in_names and count_distinct([key]) > 1
+        # A setting that follows from those found before tells no more runs apart than they do.
+        if is_set_and_differs or count_distinct([*varied, key]) > count_distinct(varied):
             varied.append(key)
     return varied

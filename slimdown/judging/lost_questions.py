@@ -45,43 +45,45 @@ class LostQuestions:
 def collect_lost_questions(
     pairs: Mapping[str, Pair], conditions: Mapping[str, str], is_chat: bool
 ) -> LostQuestions:
-    """Collect the questions that were right on the primary metric before, and are not after.
+    """Collect the questions that the base answered correctly and the tuned model did not.
 
     Args:
-        pairs: Both models' answers by benchmark, to questions that are not held out.
+        pairs: Both models' answers by benchmark, to questions that are not held out. The
+            benchmark's primary metric says whether an answer is right.
         conditions: Those under which the base was asked.
         is_chat: Whether prompts went through a chat template: an answer then ends where the model
             ends it, and may hold empty lines.
 
     Returns:
-        The rows of files of own questions, and what is left out of them.
+        The questions as rows of own questions, and how many questions no row can express.
     """
-    rows, left_out = dict[str, list[dict[str, Any]]](), Counter[str]()
+    rows, left_out = dict[str, list[dict[str, Any]]](), Counter[str]()  # by kind; by benchmark
     ends_late = False
     has_clusters = any(sample.cluster for pair in pairs.values() for sample in pair.base.samples)
-    is_flat = conditions.get(FLAT_MESSAGES) == "true"
+    is_flat = conditions.get(FLAT_MESSAGES) == "true"  # the log wrote messages as one text
     for name, pair in pairs.items():
         # If several answers were drawn to a question, only the first one's text is recorded.
         first = pair.with_first_answers
         metric = pair.base.benchmark.metric
-        for before, after in zip(first.base.samples, first.tuned.samples, strict=True):
-            is_lost = before.is_right(metric) and not after.is_right(metric)
+        for base, tuned in zip(first.base.samples, first.tuned.samples, strict=True):
+            is_lost = base.is_right(metric) and not tuned.is_right(metric)
             if not is_lost:
                 continue
-            question = _write_question(before.prompt, is_flat)
-            # Own questions cut an answer at an empty line if the question is a text. If no rule
-            # fits the cut answer, one may fit the whole answer of a chat. These questions must then
-            # be asked without the cut, and `ends_late` says so.
+            question = _write_question(base.prompt, is_flat)
+            # By default, own questions cut the answer to a text at its first empty line. They do
+            # not cut the answer to messages.
             is_text = "messages" not in question
-            row = _write_row(question, before, after, metric, end="\n\n") if is_text else None
-            if row is None and (is_chat or not is_text):
-                row = _write_row(question, before, after, metric, end="")
-                ends_late |= is_text and row is not None
+            row = _write_row(question, base, tuned, metric, end="\n\n" if is_text else "")
+            if row is None and is_text and is_chat:
+                # A rule may still fit the whole answer of a chat, beyond its empty lines. These
+                # questions must then be asked without the cut, which `ends_late` says.
+                row = _write_row(question, base, tuned, metric, end="")
+                ends_late = ends_late or row is not None
             if row is None:  # no rule fits
                 left_out[name] += 1
                 continue
-            if has_clusters:  # then every row needs one
-                row["cluster"] = before.unit
+            if has_clusters:  # each row needs one then; a question without one is its own cluster
+                row["cluster"] = base.unit
             rows.setdefault(_name_kind(row, metric), []).append(row)
     return LostQuestions(rows, dict(left_out), ends_late)
 
@@ -118,34 +120,35 @@ def _write_question(prompt: str, is_flat: bool) -> dict[str, Any]:
 def _write_row(
     question: dict[str, Any], base: Sample, tuned: Sample, metric: str, end: str
 ) -> dict[str, Any] | None:
-    """Write a row of own questions whose rule judges both answers as the benchmark did.
+    """Write a question with the first rule that judges both answers as the benchmark did.
 
     Args:
         question: What is asked, under the key "question" or "messages".
         base: The base's answer, which the rule must find right.
-        tuned: The tuned model's answer, which it must find wrong.
+        tuned: The tuned model's answer, which the rule must find wrong.
         metric: The metric by which the benchmark judged them.
         end: The text at which answers are cut; empty: they are not cut.
 
     Returns:
-        The question with its rule; None if no rule fits. A choice needs no check of both answers,
-        because own questions rank choices as the benchmark did.
+        A row of own questions: the question and the keys of the rule. None if no rule fits.
     """
     if base.choices:
+        if base.target not in base.choices:
+            return None
         if "question" in question:  # own questions put a space between a question and a choice
             question = {"question": question["question"].removesuffix(" ")}
-        right = base.choices.index(base.target) if base.target in base.choices else None
-        candidates: Any = [{"choices": list(base.choices), "answer": right}]
+        rules = [{"choices": list(base.choices), "answer": base.choices.index(base.target)}]
     else:
-        candidates = _list_rules(base.target, Metric(metric).name)
-    for candidate in candidates:
-        row: dict[str, Any] = question | candidate
+        rules = list(_list_rules(base.target, Metric(metric).name))
+    for rule in rules:
+        row: dict[str, Any] = question | rule
         try:
             read = read_row(row, EXACT)
             json.dumps(row, ensure_ascii=False).encode()  # raises at half of a surrogate pair
+            # Own questions rank choices as the benchmark did, so no answer needs a check.
             if base.choices or (_finds(read, base, end) and not _finds(read, tuned, end)):
                 return row
-        except (DataError, UnicodeEncodeError):
+        except (DataError, UnicodeEncodeError):  # no file of own questions can hold this row
             continue
     return None
 
@@ -153,29 +156,34 @@ def _write_row(
 def _list_rules(target: str, metric: str) -> Iterator[dict[str, Any]]:
     """Yield the rules that may fit a written answer, the strictest first.
 
-    A rule without a score compares exactly. It is followed by the score that compares numbers, and
-    by the one that finds what is right anywhere in the answer.
+    A rule holds the keys of a row that say what is right: `answer`, a text or a list of texts of
+    which any is right, and `score`, how an answer is compared with it. Without `score` the answer
+    must be exactly this text.
 
     Args:
         target: What is right, as the log holds it.
-        metric: The metric of the log. A metric that compares no answer with a target gets no rule.
+        metric: The metric of the log. It is the name of a score if the log is one of own questions.
+            There are no rules if it does not compare an answer with a target.
     """
-    own_scores = {*name_scores()} - {EXACT}  # a log of own questions has the score as its metric
     answer = target.rsplit("####", 1)[-1].strip()  # GSM8K writes its solution before this mark
     answers: list[Any] = answer.split(" | ")  # which stands between several right answers
-    if metric in own_scores - {Contains.name, Numeric.name}:  # only itself judges in this way
-        if metric == ToolCall.name:
-            answers = [json.loads(call) for call in answers if _is_json(call)]
-        yield {"answer": answers[0] if len(answers) == 1 else answers, "score": metric}
+    if metric == ToolCall.name:
+        answers = [json.loads(call) for call in answers if _is_json(call)]
+    accepted = answers[0] if len(answers) == 1 else answers
+    if metric in (Contains.name, Numeric.name):
+        scores = [metric]
+    elif metric in name_scores() and metric != EXACT:
+        yield {"answer": accepted, "score": metric}  # no other score judges in this way
         return
-    if not _COMPARES.fullmatch(metric) and metric not in own_scores:
+    elif _COMPARES.fullmatch(metric):  # also EXACT
+        scores = [EXACT, Numeric.name, Contains.name]
+    else:
         return
-    accepted = answer if len(answers) == 1 else answers
-    if metric not in own_scores:
+    if EXACT in scores:
         yield {"answer": accepted}
-    if metric != Contains.name and all(map(is_number, answers)):
+    if Numeric.name in scores and all(map(is_number, answers)):
         yield {"answer": accepted, "score": Numeric.name}
-    if metric != Numeric.name:
+    if Contains.name in scores:
         if re.fullmatch("[A-Z]", answer):  # nearly every text contains a given letter
             accepted = f"answer is {answer}"
         yield {"answer": accepted, "score": Contains.name}

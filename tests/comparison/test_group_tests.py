@@ -127,6 +127,19 @@ def test_rows_that_lack_a_setting_replace_no_row_that_has_it() -> None:
         assert (shown.where, shown.points) == (", keep.weight=1", "14.5")
 
 
+def test_of_two_rows_that_lack_a_setting_the_one_that_lacks_fewer_is_compared() -> None:
+    """Rank 16 is compared with the row of rank 8 that has no weight, but the same share."""
+    runs = make_runs(
+        ({"lora__r": "16", "keep__share": ".2", "keep__weight": "1"}, [2, 4]),
+        ({"lora__r": "8", "keep__share": ".2", "keep__weight": "2"}, [30, 32]),
+        ({"lora__r": "8", "keep__share": ".2"}, [60, 62]),
+        ({"lora__r": "8"}, [100, 102]),
+    )
+    for order in (runs, runs[::-1]):
+        [shown] = find_differences(compare_runs(order), "lora.r").shown
+        assert (shown.where, shown.points) == (", keep.share=.2, keep.weight=1", "14.5")
+
+
 def make_answers(
     means: Sequence[float], n: int = 4000, names: Sequence[str] | None = None
 ) -> SeedAnswers:
