@@ -180,8 +180,9 @@ def _find_tilt(x: Floats, counts: Floats, has_both_signs: NDArray[np.bool_]) -> 
     """
     low_end = -1 / np.where(has_both_signs, x.max(axis=1), 1.0)
     high_end = -1 / np.where(has_both_signs, x.min(axis=1), 1.0)
-    # No weight exceeds the sum of all, which keeps the tilt away from the ends.
-    inner_share = 1 - 1 / counts.sum(axis=1)
+    # No share w_k exceeds 1, so each 1 + t x_k is at least n_k / N: t stays away from the ends.
+    fewest = np.where(counts > 0, counts, np.inf).min(axis=1)
+    inner_share = 1 - fewest / counts.sum(axis=1)
     low, high = low_end * inner_share, high_end * inner_share  # the bracket
     tilt = np.zeros(len(x))
     for _ in range(_STEPS):
