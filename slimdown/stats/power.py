@@ -262,13 +262,8 @@ def _make_reach_of_counts(difference: Difference) -> tuple[float, FindReach]:
     @cache
     def find_spread(threshold: float) -> float:
         """Return the spread of one answer if the true change were the threshold."""
-        # `null_spread` takes numbers whose mean should be 0, and their least possible value. It
-        # adds one answer, which hardly counts among so many. For a measured change below the
-        # threshold, both sides are mirrored.
-        many = _MOST * counts
-        if measured > threshold:
-            return null_spread(values - threshold, many, least=test.lowest - threshold)
-        return null_spread(threshold - values, many, least=threshold - test.highest)
+        bound = test.lowest if measured > threshold else test.highest
+        return null_spread(np.append(values, bound) - threshold, np.append(counts, 1 / _MOST))
 
     def find_reach(n: int, threshold: float, side: int, alpha: float) -> float:
         # `side` is the side of the threshold that the test claims: 1 for a larger mean.
