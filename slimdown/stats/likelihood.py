@@ -26,11 +26,6 @@ ALPHA = 0.05
 # Abraham 2008).
 PSEUDO_ANSWERS = 1.0
 ADDED_TO_CHANGE = 0.5  # at least, in the two-sided test of a change of 0/1 answers
-# In the tests of 0/1 answers against a margin or a budget: of a change beyond it, and of one within
-_ADDED_BEYOND, _ADDED_WITHIN, _LEAST_ADDED_WITHIN = 0.4, 0.5, 0.2
-_ADDED_WITHOUT_FLIPS = 0.7  # within, where no answer flipped to the side of the claim
-_MANY_FLIPS = 25  # both ways; so many halve what is added
-_LARGEST_MARGIN = 0.1  # up to which these are enough; from twice as much on a whole one is added
 _STEPS = 100  # at most; the search doubles its digits at each step, so it ends after about ten
 _BITS = 24  # of precision for the end of an interval
 _MOST_NUMBERS = 200_000  # worked on at once
@@ -58,33 +53,35 @@ def added_to_margin(
 ) -> Floats:
     """Return how many 0/1 answers the one-sided test against a margin or a budget adds.
 
-    A test adds answers in favor of the null hypothesis, so that few answers claim less.
+    The test adds them in favor of the null hypothesis, to make up for the coarse steps of counts.
 
-    These are about the least that keep the error at most as large as the level, by exact
-    enumeration (`python -m bench.statistics`, "smaller additions"). What is added makes up for the
-    coarse steps of counts. So a table with one kind of flips takes the most, and one with many of
-    both kinds the least. A margin above 10 points needs more.
+    - To claim a change that is larger than the threshold, it adds 0.4 of an answer.
+    - To claim a smaller one, it adds 0.7 if no answer flipped to the side of the claim, else 0.5.
+      Many flips both ways make the steps finer: with 25 each way half of 0.5 is enough, and with
+      many more 0.2. A threshold above 10 points needs more: one answer from 20 points on.
+    - In both cases it adds at least the share of answers that flipped. This matters where about
+      half of them flip or more, for the steps are coarser there.
+
+    These are about the smallest numbers that keep the error at most as large as the level, by exact
+    enumeration (`python -m bench.statistics`, "smaller additions").
 
     Args:
         thresholds: Shares, as seen from the side that is claimed. -0.1 stands for the claim that a
             loss (or a gain) is smaller than 10 points, 0.1 for the claim that it is larger.
-        favorable: answers that flipped to the side of the claim, such as gained ones where a loss
+        favorable: Answers that flipped to the side of the claim, such as gained ones where a loss
             is claimed to be within a budget.
-        adverse: answers that flipped to the other side.
-        n: all answers.
+        adverse: Answers that flipped to the other side.
+        n: All answers.
     """
-    # For the claim that a change is smaller than the threshold.
+    # To claim a change that is smaller than the threshold:
     flips_both_ways = np.minimum(favorable, adverse)
-    within = _ADDED_WITHIN / (1 + np.divide(flips_both_ways, _MANY_FLIPS))
-    within = np.maximum(_LEAST_ADDED_WITHIN, within)
-    within = np.where(np.equal(favorable, 0), _ADDED_WITHOUT_FLIPS, within)
-    # Above the largest margin, what is added grows up to a whole answer.
-    share_of_growth = np.clip(np.abs(thresholds) / _LARGEST_MARGIN - 1, 0.0, 1.0)
-    within = within + (PSEUDO_ANSWERS - within) * share_of_growth
-    added = np.where(np.less(thresholds, 0), within, _ADDED_BEYOND)
-    # If so many answers flip that their share exceeds this number, that share is added: the test is
-    # coarser there, as that of a change is (`added_to_change`).
-    return np.asarray(np.maximum(added, np.divide(favorable + adverse, n)))
+    added_within = np.maximum(0.2, 0.5 / (1 + flips_both_ways / 25))
+    added_within = np.where(np.equal(favorable, 0), 0.7, added_within)
+    growth = np.clip(np.abs(thresholds) / 0.1 - 1, 0.0, 1.0)  # 0 up to 10 points, 1 from 20 on
+    added_within = added_within + (PSEUDO_ANSWERS - added_within) * growth
+    added = np.where(np.less(thresholds, 0), added_within, 0.4)
+    share_of_flips = np.divide(favorable + adverse, n)
+    return np.asarray(np.maximum(added, share_of_flips))
 
 
 def likelihood_p_values(
@@ -92,7 +89,9 @@ def likelihood_p_values(
 ) -> Floats:
     """Compute one-sided p-values, by row: how likely is so large a mean if the true one is <= 0?
 
-    The signed root of twice the log likelihood ratio is treated as standard normal.
+    The likelihood ratio compares two distributions on the numbers of a row. In one, each has the
+    share that was seen; the other is the likeliest of those whose mean is 0 (`_find_tilt`). The
+    root of twice the log ratio gets the sign of the mean and is treated as standard normal.
 
     Args:
         excess: [rows, k] or [k], k distinct numbers: by how much they exceed a threshold.
@@ -103,100 +102,80 @@ def likelihood_p_values(
     Returns:
         [rows], a p-value each.
     """
-    root, _, _ = _fit_mean_0(excess, counts, least, added)
-    return np.asarray(scipy.special.ndtr(-root), dtype=float)
-
-
-def null_spread(excess: Floats, counts: Floats, least: float) -> float:
-    """Compute the standard deviation of one number in the likeliest distribution of mean 0."""
-    _, x, weights = _fit_mean_0(excess, counts, least, PSEUDO_ANSWERS)
-    return float(np.sqrt((weights * x**2).sum() / weights.sum()))
-
-
-def _fit_mean_0(
-    excess: Floats, counts: Floats, least: Floats | float, added: Floats | float
-) -> tuple[Floats, Floats, Floats]:
-    """Find the likeliest distribution of mean 0 on each row's numbers, the added one with them.
-
-    Of the number x_k, n_k of N answers were seen. Each gets a share w_k; the likeliest shares under
-    which the mean is 0 maximize sum n_k log w_k, given sum w_k = 1 and sum w_k x_k = 0. Lagrange's
-    multipliers give (Owen 1988)
-
-        w_k = n_k / (N (1 + t x_k)),  where the tilt t solves  sum n_k x_k / (1 + t x_k) = 0.
-
-    Without the condition on the mean w_k = n_k / N, so twice the log likelihood ratio is
-    2 sum n_k log(1 + t x_k). Its root gets the sign of t, which is that of the mean.
-
-    Args:
-        excess: The numbers x_k of each row, [rows, numbers] or one row for all.
-        counts: How often each was seen, likewise.
-        least: The number that is added to each row: the least possible one.
-        added: How often it is added.
-
-    Returns:
-        Three arrays with a row for each row of numbers:
-
-        - The signed root of twice the log likelihood ratio. It is -inf if no number lies above 0,
-          and +inf if none can lie below 0.
-        - The numbers x_k, the added one as the last.
-        - Their weights N w_k.
-    """
     excess, counts = np.broadcast_arrays(np.atleast_2d(excess), np.atleast_2d(counts))
     least = np.broadcast_to(least, len(counts))[:, None]
     added = np.broadcast_to(added, len(counts))[:, None]
     x = np.append(excess, least, axis=1)
     counts = np.append(counts, added, axis=1)
     x = np.where(counts > 0, x, 0.0)  # a number that was not seen does not count
-    # Without a number above 0, a mean of 0 or less is the likeliest.
-    is_likeliest = x.max(axis=1) <= 0
-    # If not even the added number lies below 0, such a mean is impossible.
-    is_impossible = least[:, 0] >= 0
-    has_both_signs = ~(is_likeliest | is_impossible)
-    x = np.where(has_both_signs[:, None], x, 0.0)
-    tilt = _find_tilt(x, counts, has_both_signs)
-    divisors = 1 + tilt[:, None] * x
-    log_ratio = (counts * np.log(divisors)).sum(axis=1)
+    # Without a number above 0, a mean of 0 or less is the likeliest, so the p-value is 1. If not
+    # even the added number lies below 0, such a mean is impossible, so it is 0.
+    p_values = np.where(x.max(axis=1) <= 0, 1.0, 0.0)
+    has_both_signs = (x.min(axis=1) < 0) & (x.max(axis=1) > 0)
+    x, counts = x[has_both_signs], counts[has_both_signs]
+    tilt = _find_tilt(x, counts)
+    log_ratio = (counts * np.log(1 + tilt[:, None] * x)).sum(axis=1)
     root = np.copysign(np.sqrt(2 * np.maximum(log_ratio, 0.0)), tilt)
-    root = np.where(is_likeliest, -np.inf, np.where(is_impossible, np.inf, root))
-    return root, x, counts / divisors
+    p_values[has_both_signs] = scipy.special.ndtr(-root)
+    return p_values
 
 
-def _find_tilt(x: Floats, counts: Floats, has_both_signs: NDArray[np.bool_]) -> Floats:
-    """Solve g(t) = sum n_k x_k / (1 + t x_k) = 0 for the tilt t of each row, see `_fit_mean_0`.
-
-    All shares are positive only between the ends t = -1 / max x and t = -1 / min x; at each end one
-    share is infinite. In between g falls, as g' = -sum n_k (x_k / (1 + t x_k))^2. So the sign of g
-    tells on which side of t the solution lies, and the bracket around it shrinks.
-
-    Newton's step is t - g / g'. Where it leaves the bracket, t moves towards the end instead: its
-    new distance from the end is the geometric mean of its old one and that of the bracket's bound,
-    because near an end t must come nearer by orders of magnitude.
+def null_spread(x: Floats, counts: Floats) -> float:
+    """Compute the standard deviation of a number in the likeliest distribution of mean 0.
 
     Args:
-        x: The numbers, [rows, k].
-        counts: How often each was seen, [rows, k].
-        has_both_signs: [rows], marks the rows with numbers on both sides of 0. For the others, t is
-            0.
+        x: [k], the numbers; some lie below 0 and some above.
+        counts: [k], how often each was seen.
     """
-    low_end = -1 / np.where(has_both_signs, x.max(axis=1), 1.0)
-    high_end = -1 / np.where(has_both_signs, x.min(axis=1), 1.0)
-    # No weight exceeds the sum of all, which keeps the tilt away from the ends.
-    inner_share = 1 - 1 / counts.sum(axis=1)
+    tilt = _find_tilt(x[None], counts[None])[0]
+    weights = counts / (1 + tilt * x)
+    return float(np.sqrt((weights * x**2).sum() / weights.sum()))
+
+
+def _find_tilt(x: Floats, counts: Floats) -> Floats:
+    """Find for each row the tilt t of the likeliest distribution of mean 0 on its numbers.
+
+    The number x_k was seen n_k times, all numbers N times. The likeliest shares w_k of mean 0
+    maximize sum n_k log w_k, given sum w_k = 1 and sum w_k x_k = 0. Lagrange's multipliers give
+    (Owen 1988)
+
+        w_k = n_k / (N (1 + t x_k)).
+
+    Without the condition on the mean, w_k is n_k / N. So the log likelihood ratio is
+    L(t) = sum n_k log(1 + t x_k). Its slope is N times the mean, sum n_k x_k / (1 + t x_k), and so
+    0 at the solution. The slope falls with t, as L is concave. So its sign tells on which side of t
+    the solution lies, and the bracket around the solution shrinks.
+
+    All shares are positive only between two ends, t = -1 / max x and t = -1 / min x. Where Newton's
+    step leaves the bracket, t moves towards the end instead: its new distance from the end is the
+    geometric mean of its old one and that of the bracket's bound. For near an end, the distance may
+    have to shrink by orders of magnitude.
+
+    Args:
+        x: [rows, k], the numbers; in each row some lie below 0 and some above.
+        counts: [rows, k], how often each was seen. A number that was not seen is 0.
+
+    Returns:
+        [rows], t. Its sign is that of the mean that was seen.
+    """
+    low_end, high_end = -1 / x.max(axis=1), -1 / x.min(axis=1)
+    # No share w_k exceeds 1, so each 1 + t x_k is at least n_k / N: t stays away from the ends.
+    fewest = np.where(counts > 0, counts, np.inf).min(axis=1)
+    inner_share = 1 - fewest / counts.sum(axis=1)
     low, high = low_end * inner_share, high_end * inner_share  # the bracket
     tilt = np.zeros(len(x))
     for _ in range(_STEPS):
         terms = x / (1 + tilt[:, None] * x)
-        slope = np.einsum("rk,rk->r", counts, terms)  # g
-        curve = np.einsum("rk,rk,rk->r", counts, terms, terms)  # -g'
-        is_up = slope > 0
+        slope = np.einsum("rk,rk->r", counts, terms)
+        steepness = np.einsum("rk,rk,rk->r", counts, terms, terms)  # by which the slope falls
+        is_up = slope > 0  # whether the solution lies above t
         low, high = np.where(is_up, tilt, low), np.where(is_up, high, tilt)
-        next_tilt = tilt + slope / np.maximum(curve, 1e-300)  # Newton's step
+        next_tilt = tilt + slope / np.maximum(steepness, 1e-300)  # Newton's step, never by 0
         is_inside = (low <= next_tilt) & (next_tilt <= high)
         if not is_inside.all():
-            end = np.where(is_up, high_end, low_end)
-            bound = np.where(is_up, high, low)
-            halfway = end - np.where(is_up, 1, -1) * np.sqrt((end - tilt) * (end - bound))
-            next_tilt = np.where(is_inside, next_tilt, halfway)
+            end, bound = np.where(is_up, high_end, low_end), np.where(is_up, high, low)
+            distance = np.sqrt((end - tilt) * (end - bound))  # the geometric mean, see above
+            next_tilt = np.where(is_inside, next_tilt, end - np.copysign(distance, end))
         is_done = np.abs(next_tilt - tilt) <= 1e-9 * np.abs(next_tilt)
         tilt = next_tilt
         if is_done.all():
@@ -223,33 +202,39 @@ class EmpiricalLikelihoodTest:
 
     def p_values_above(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or less."""
-        added = self.count_added(thresholds, side=1)
-        return self.p_values_of(self.values - thresholds[:, None], self.lowest - thresholds, added)
+        return self._p_values_beyond(thresholds, np.full(len(thresholds), 1))
 
     def p_values_below(self, thresholds: Floats) -> Floats:
         """Compute one-sided p-values; null hypothesis: the mean is a threshold or more."""
-        added = self.count_added(thresholds, side=-1)
-        return self.p_values_of(thresholds[:, None] - self.values, thresholds - self.highest, added)
+        return self._p_values_beyond(thresholds, np.full(len(thresholds), -1))
 
-    def count_added(self, thresholds: Floats, side: int) -> Floats:
-        """Return the pseudo-answers, [thresholds, looks].
+    def _p_values_beyond(self, thresholds: Floats, sides: NDArray[np.int_]) -> Floats:
+        """Compute a one-sided p-value for each threshold.
 
         Args:
-            thresholds: Of a one-sided test.
-            side: 1: the claim is a change above the threshold; -1: below it.
+            thresholds: [rows].
+            sides: [rows], 1: the claim is a mean above the threshold; -1: below it.
         """
-        shape = len(thresholds), len(self.counts)
+        excess = sides[:, None] * (self.values - thresholds[:, None])
+        least = np.where(sides > 0, self.lowest - thresholds, thresholds - self.highest)
+        return self.p_values_of(excess, least, self._count_added(thresholds, sides))
+
+    def _count_added(self, thresholds: Floats, sides: NDArray[np.int_]) -> Floats:
+        """Return how many answers the tests of `_p_values_beyond` add, [rows, looks]."""
         if not self.is_margin:
-            return np.broadcast_to(self.added, shape)
-        favorable = self.counts[:, side * self.values > 0].sum(axis=1)
-        adverse = self.counts[:, side * self.values < 0].sum(axis=1)
-        n = self.counts.sum(axis=1)
-        return self.step * added_to_margin(side * thresholds[:, None], favorable, adverse, n)
+            return np.broadcast_to(self.added, (len(thresholds), len(self.counts)))
+        lost = self.counts[:, self.values < 0].sum(axis=1)
+        gained = self.counts[:, self.values > 0].sum(axis=1)
+        is_gain = sides[:, None] > 0  # whether gained answers are in favor of the claim
+        favorable, adverse = np.where(is_gain, gained, lost), np.where(is_gain, lost, gained)
+        thresholds = (sides * thresholds)[:, None]  # as seen from the side of the claim
+        return self.step * added_to_margin(thresholds, favorable, adverse, self.counts.sum(axis=1))
 
     def interval(self, lowest: float, highest: float, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval of means that are not ruled out, with half of alpha at each end.
+        """Return the lower and the upper end of the interval of means that are not ruled out.
 
-        Each end is the first mean, from `lowest` or from `highest`, that is not ruled out. If looks
+        Half of alpha is for each end. At the lower end, means are ruled out if the true mean is
+        shown to lie above them; at the upper end, if it is shown to lie below them. If looks
         contradict each other the ends may cross; they are then swapped.
 
         Args:
@@ -258,15 +243,10 @@ class EmpiricalLikelihoodTest:
         """
 
         def find_p_values(points: Floats) -> Floats:
-            """Test that the mean lies above points[0], and that it lies below points[1].
-
-            Both sides are tested in one call, which takes less time than two.
-            """
-            above, below = points
-            excess = np.append(self.values - above[:, None], below[:, None] - self.values, axis=0)
-            least = np.append(self.lowest - above, below - self.highest)
-            added = np.append(self.count_added(above, 1), self.count_added(below, -1), axis=0)
-            return self.p_values_of(excess, least, added).reshape(points.shape)
+            """Test the points of the lower end, points[0], and those of the upper, points[1]."""
+            # In one call, which takes less time than two.
+            sides = np.repeat([1, -1], points.shape[1])
+            return self._p_values_beyond(points.ravel(), sides).reshape(points.shape)
 
         low, high = self.find_ends(
             find_p_values, starts=(lowest, highest), ends=(highest, lowest), alpha=alpha / 2
@@ -282,28 +262,34 @@ class EmpiricalLikelihoodTest:
     ) -> Floats:
         """Search each row from its start to its end for the last threshold that is ruled out.
 
+        Each pass tests points at equal distances. The next pass goes on between the first point
+        that is kept and the point before it.
+
         Args:
-            p_values: Computes them for thresholds, [rows, points].
-            starts: Where each search begins, and its result where nothing is ruled out.
-            ends: Where it ends.
-            alpha: A threshold is ruled out if its p-value is at most this.
+            p_values: Returns the p-value of each threshold. It takes and gives [rows, points].
+            starts: [rows], where each search begins, and its result where nothing is ruled out.
+            ends: [rows], where it ends.
+            alpha: A threshold is ruled out if its p-value is at most this, and kept otherwise.
 
         Returns:
             [rows], that threshold. It is exact to about 7 digits of the distance to the end.
         """
-        # With few numbers, NumPy takes as long for 63 points as for 15, so fewer calls are made.
+        # With few numbers, NumPy takes as long for 63 points as for 15, so fewer passes are made.
         most = 63 if self.counts.size <= _FEW_NUMBERS else 15
         n_points = max(1, min(most, _MOST_NUMBERS // self.counts.size))
-        n_points = n_points // 2 * 2 + 1  # odd: 0 is one of those from -1 to 1, and is tested
+        # An odd number has a point in the middle: 0, if the search is between -1 and 1. So 0 itself
+        # is tested, and the interval has it exactly if the test of no change does not rule it out.
+        n_points = n_points // 2 * 2 + 1
+        n_passes = ceil(_BITS / log2(n_points + 1))  # each divides the distance by n_points + 1
         rows = np.arange(len(starts))
-        for _ in range(ceil(_BITS / log2(n_points + 1))):
-            # The search goes on between the last point that is ruled out and the next one. The end
-            # counts as kept, so `argmax` finds a kept point in each row.
+        for _ in range(n_passes):
             points = np.linspace(starts, ends, n_points + 2, axis=1)
-            is_kept = p_values(points[:, 1:-1]) > alpha
-            is_kept = np.append(is_kept, np.ones((len(rows), 1), dtype=bool), axis=1)
-            n_ruled_out = is_kept.argmax(axis=1)
-            starts, ends = points[rows, n_ruled_out], points[rows, n_ruled_out + 1]
+            # Without a test, the start counts as ruled out and the end as kept.
+            is_kept = np.ones(points.shape, dtype=bool)
+            is_kept[:, 0] = False
+            is_kept[:, 1:-1] = p_values(points[:, 1:-1]) > alpha
+            first_kept = is_kept.argmax(axis=1)
+            starts, ends = points[rows, first_kept - 1], points[rows, first_kept]
         return np.asarray(starts)
 
     def p_values_of(self, excess: Floats, least: Floats, added: Floats | None = None) -> Floats:

@@ -69,6 +69,14 @@ def test_of_graded_scores_it_is_statsmodels_empirical_likelihood() -> None:
     assert p_value == pytest.approx(ndtr(-np.sqrt(log_ratio)), rel=1e-4)
 
 
+def test_a_small_part_of_an_answer_is_weighed_exactly() -> None:
+    """Three numbers of 1 and a fifth of -0.5; under a mean of 0, their shares are 1/3 and 2/3."""
+    counts = np.array([3, 0.2])
+    log_ratio = float(xlogy(counts, counts / 3.2 / np.array([1 / 3, 2 / 3])).sum())
+    p_value = likelihood_p_values(np.ones(1), np.array([3.0]), -0.5, added=0.2)[0]
+    assert p_value == pytest.approx(ndtr(-np.sqrt(2 * log_ratio)), rel=1e-6)
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 @settings(max_examples=20, deadline=None)
 def test_holms_correction_is_bonferronis_closed(p_values: list[float]) -> None:
