@@ -251,8 +251,8 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             # written. If it is not known how thinking begins, a full answer is taken for thinking.
             latest = prompt.rpartition(end)[2] + whole
             never_ended = begin in latest if begin else is_full
-        if never_ended:
-            text, thinking = "", whole
+        if never_ended:  # a stop text in the thinking has not cut it
+            text, thinking, ran_out = "", whole, is_full
         return Answer(text, thinking.strip().removeprefix(begin).strip(), never_ended, ran_out)
 
     def _list_ends(self) -> set[int | None]:

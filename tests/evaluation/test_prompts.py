@@ -154,6 +154,19 @@ def test_a_stop_in_the_thinking_does_not_end_it() -> None:
     assert [str(answer) for answer in stopped] == [answer.partition(stop)[0] for answer in free]
 
 
+def test_thinking_that_was_cut_ran_out_of_tokens_even_if_a_stop_is_in_it() -> None:
+    model = build_model(None)
+    lm = PrefixLM(
+        pretrained=model.model, tokenizer=model.tokenizer, batch_size=4, think_end_token="q"
+    )
+    free = lm.generate_until(make_prompts(SUMS, max_gen_toks=40))
+    cut = [number for number, answer in enumerate(free) if answer.never_ended and answer.ran_out]
+    assert len(cut) > 1
+    stop = free[cut[0]].thinking[0]
+    stopped = lm.generate_until(make_prompts(SUMS, max_gen_toks=40, until=[stop]))
+    assert all(stopped[number].never_ended and stopped[number].ran_out for number in cut)
+
+
 def test_an_answer_without_thinking_is_an_answer() -> None:
     """Thinking begins with a mark, too; without that mark nothing was thought."""
     model = build_model(None)

@@ -35,9 +35,10 @@ def find_files(path: Path) -> list[Path]:
 
 
 def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
-    """Yield the one task of a details file, with what its results file says.
+    """Yield the one task of a details file; its answers are read later.
 
-    lighteval writes `details/MODEL/DATE/details_TASK_DATE.parquet` and
+    The details hold only the answers. The model, its settings and the reported means come from the
+    results file: lighteval writes `details/MODEL/DATE/details_TASK_DATE.parquet` and
     `results/MODEL/results_DATE.json` into the same folder.
 
     Args:
@@ -48,8 +49,10 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     """
     title, date = _DETAILS.fullmatch(file.name).groups()  # type: ignore[union-attr]
     name = f"results_{date}.json"
-    folders = [folder.parent for folder in file.absolute().parents if folder.name == "details"]
-    results_files = [found for folder in folders for found in (folder / "results").rglob(name)]
+    # The folders that may hold details/ and results/. There may be several, because a folder
+    # further up may have the name "details", too.
+    roots = [folder.parent for folder in file.absolute().parents if folder.name == "details"]
+    results_files = [match for root in roots for match in (root / "results").rglob(name)]
     if not results_files:
         advice = "give the folder that lighteval's --output-dir named"
         raise DataError(f"{file}: there is no {name} in results/ beside details/; {advice}")
@@ -58,7 +61,9 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         results = json.loads(results_files[0].read_bytes())
         general = results["config_general"]
         task = results["config_tasks"][title]
+        # The settings that must be equal in two logs that are compared: not the model's name.
         settings = logged_task.drop_free(general["model_config"])
+        # If the user sets no limit of tokens for all tasks, the task's own holds.
         limit = settings["generation_parameters"].get("max_new_tokens") or task["generation_size"]
         # Only a git checkout of lighteval logs its commit; an installed package logs "?".
         tool = f"lighteval {general['lighteval_sha']}".replace("?", "of unknown version")

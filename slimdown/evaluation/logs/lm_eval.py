@@ -120,9 +120,17 @@ class _HarnessTask(LoggedTask):
     def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
         """Read the samples of the benchmark, and find the metrics that can be compared.
 
+        These are the metrics whose means are those in the results file. The harness weighs a
+        group's tasks by their numbers of questions, or equally. The results file does not say how,
+        but only one of the two ways gives its means.
+
         Args:
             name: Not used: the samples keep the harness's names of their tasks.
             cluster: The field of a question's row that names its cluster.
+
+        Returns:
+            The samples, task by task, and how the tasks are weighed. It has no metrics if neither
+            way gives a mean of the results file.
 
         Raises:
             DataError: A samples file is missing, or not as lm_eval writes it.
@@ -131,21 +139,18 @@ class _HarnessTask(LoggedTask):
         with explain_malformed(f"{self.file}: {task} is not logged as lm_eval does it"):
             reported = dict(_list_metrics(task, results))
             subtasks = _list_tasks(task, results)
-            configs = results["configs"]
+            task_configs = {subtask: results["configs"][subtask] for subtask in subtasks}
             settings = self._read_settings(subtasks, cluster)
             config = ResolvedBenchmark.of(settings)
             samples = list[Sample]()
-            versions = set[str]()
-            limits = list[int]()  # of tokens of an answer, by subtask; 0: not known
-            has_own_code = False  # of scoring: then a right choice may not score 1
-            for subtask in subtasks:
-                task_config = configs[subtask]
+            for subtask, task_config in task_configs.items():
                 lines = self._read_lines(subtask)
                 samples += read_task_samples(subtask, lines, task_config, config)
-                versions.add(str(results["versions"].get(subtask)))
-                has_own_code |= bool(task_config.get("process_results"))
-                generation = task_config.get("generation_kwargs") or {}
-                limits.append(max(int(generation.get(setting) or 0) for setting in _LIMITS))
+            versions = {str(results["versions"].get(subtask)) for subtask in subtasks}
+            limits = list(map(_read_limit, task_configs.values()))  # 0: not known
+            # Scoring code of a task's own may give the right choice another score than 1. Then it
+            # is not known what guessing scores.
+            has_own_code = any(c.get("process_results") for c in task_configs.values())
             better = dict(results["higher_is_better"].get(task) or {})
 
         def find_metrics(task_weights: dict[str, float] | None) -> list[str]:
@@ -156,23 +161,21 @@ class _HarnessTask(LoggedTask):
             # whatever the weights are, and does not tell whether they are right.
             return usable if set(usable) - {CHOICE_PROBABILITY} else []
 
-        # The harness weighs a group's tasks by their numbers of questions, or equally. The results
-        # file does not say how, but only one way gives its score. So both are tried.
         task_weights: dict[str, float] | None = None  # None: by their numbers of questions
         metrics = find_metrics(task_weights)
-        if not metrics:  # then each task counts equally
+        if not metrics:  # then each task may count equally
             task_weights = dict.fromkeys(subtasks, 1 / len(subtasks))
             metrics = find_metrics(task_weights)
         return LoggedAnswers(
             samples=samples,
             questions=[str(sample.doc_id) for sample in samples],
             metrics=metrics,
-            chances=[0 if has_own_code else _find_chance(sample) for sample in samples],
+            chances=[0.0 if has_own_code else _find_chance(sample) for sample in samples],
             settings=settings,
-            n_reported=sum(key in reported for key in metrics) or None,
+            n_reported=sum(key in reported for key in metrics) or None,  # None: all
             task_version=", ".join(sorted(versions)),
             task_weights=task_weights,
-            max_new_tokens=max(limits) if all(limits) else 0,
+            max_new_tokens=max(limits) if all(limits) else None,
         )
 
     def _read_settings(self, subtasks: Sequence[str], cluster: str | None) -> BenchmarkConfig:
@@ -221,7 +224,14 @@ class _HarnessTask(LoggedTask):
         return sorted(lines, key=lambda line: line["doc_id"])
 
 
+def _read_limit(task_config: Mapping[str, Any]) -> int:
+    """Return the most tokens of an answer to a task's questions; 0: its settings do not say."""
+    generation = task_config.get("generation_kwargs") or {}
+    return max(int(generation.get(name) or 0) for name in _LIMITS)
+
+
 def _find_chance(sample: Sample) -> float:
+    """Return what guessing scores on a question; 0 if it has no choices, so that it is unknown."""
     return 1 / len(set(sample.choices)) if sample.choices else 0.0
 
 

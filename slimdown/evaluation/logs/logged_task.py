@@ -61,8 +61,7 @@ The fields are `prompt`, `target`, `response`, `scores`, and others if the log h
 is the question's row, with the fields by which it is sorted and grouped.
 """
 
-# Arguments that name the weights and where they run. Two logs may differ in them; every other
-# argument changes answers, or may.
+# Arguments of a model that `drop_free` leaves out.
 _FREE_ARGUMENTS = re.compile(
     "model_(name|path)|tokenizer_path|(max|adaptive)_connections|attempt_timeout|batch|cache|"
     "pretrained|peft|delta|revision|subfolder|gguf_file|tokenizer|tokenizer_revision|model|"
@@ -183,48 +182,57 @@ class LoggedTask:
         return evaluation
 
     def read_answers(self, name: str, cluster: str | None) -> LoggedAnswers:
-        """Read what the log holds of the benchmark.
+        """Read the benchmark's questions, and find the metrics that can be compared.
+
+        Call it once, because `answers` may be an iterator.
 
         Args:
             name: The benchmark's name.
             cluster: The field of a question's row that names its cluster.
+
+        Returns:
+            A sample for each question, by their numbers. If the tool reports means, only metrics
+            that have these means, or are not reported; otherwise all metrics. The reported ones
+            come first.
 
         Raises:
             DataError: A question stands there twice, nothing is scored, or a question lacks the
                 field of its cluster.
         """
         place = f"{self.file}: {self.title}"
-        answers = list(self.answers)
+        answers = list(self.answers)  # of each question: id, what guessing scores, and fields
         metrics = list(dict.fromkeys(key for _, _, fields in answers for key in fields["scores"]))
         if not metrics:
             raise DataError(f"{place} has no metric that is a mean of scores, the more the better")
         counts = Counter(question for question, _, _ in answers)
-        for question in counts:
-            if counts[question] > 1:
+        for question, count in counts.items():
+            if count > 1:
                 raise DataError(f"{place}: question {question!r} stands there twice; keep one")
         numbers = _number_questions(counts)
-        answers.sort(key=lambda answer: numbers[answer[0]])
+        answers.sort(key=lambda answer: numbers[answer[0]])  # by the number of the question's id
         samples = []
-        for question, _, fields in answers:
-            document = fields.pop("document", {})  # `Sample` does not have it
+        for question, _, logged_fields in answers:
+            fields = dict(logged_fields)  # a copy: the log's own stay as they are
+            document = fields.pop("document", {})  # the question's row, which no sample holds
             prompt_hash = hash_json(fields["prompt"])
-            # What a log may leave out; its own fields replace it.
+            # The fields that a log may leave out.
             defaults: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
             defaults |= {"doc_hash": prompt_hash, "prompt_hash": prompt_hash}
             defaults["answers"] = dict.fromkeys(fields["scores"], fields["response"])
+            # The fields that no log has.
             facts = {"task": name, "doc_id": numbers[question], "category": find_category(document)}
             facts["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
             samples.append(Sample(**defaults | fields | facts))
         if self.reported:  # a metric whose mean is not the reported one is no mean of scores
-            metrics = [metric for metric in metrics if self._is_mean(metric, samples)]
-            metrics.sort(key=lambda metric: metric not in self.reported)  # the reported ones first
+            means = [metric for metric in metrics if self._is_mean(metric, samples)]
+            metrics = sorted(means, key=lambda metric: metric not in self.reported)  # False first
         return LoggedAnswers(
             samples=samples,
             questions=[repr(question) for question, _, _ in answers],
             metrics=metrics,
             chances=[chance for _, chance, _ in answers],
             settings=replace(self.settings or BenchmarkConfig(task=self.title), cluster=cluster),
-            n_reported=sum(metric in self.reported for metric in metrics) or None,
+            n_reported=sum(metric in self.reported for metric in metrics) or None,  # None: all
             task_version=self.task_version,
             max_new_tokens=self.max_new_tokens,
         )
@@ -281,7 +289,11 @@ def read_limit(value: Any) -> int | None:
 
 
 def drop_free(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the arguments in which two logs may differ."""
+    """Return a model's arguments without those that may differ in two logs that are compared.
+
+    Left out are names of the weights, secrets, and settings of where and how fast a model runs.
+    All others change answers, or may.
+    """
     names = [name for name in arguments if not _FREE_ARGUMENTS.fullmatch(name)]
     return {name: arguments[name] for name in names}
 
