@@ -60,7 +60,8 @@ def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str]
     (False, False)
     """
     words = _write_words(text)
-    any_accepted = "|".join(map(_write_pattern, accepted))
+    # An answer of signs alone has an empty pattern, which would match anywhere.
+    any_accepted = "|".join(filter(None, map(_write_pattern, accepted)))
 
     def is_named(answer: str, may_be_choice: bool) -> bool:
         """Return whether the text names an answer at some place where it counts."""
