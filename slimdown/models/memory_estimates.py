@@ -60,27 +60,33 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
     width, n_blocks = config.hidden_size, config.num_hidden_layers
     feed_forward_width = getattr(config, "intermediate_size", None) or 4 * width
     size = dtype.itemsize  # bytes of a number in `dtype`; one in float32 takes 4
-    # All bytes from here on are per token. First, of all blocks, what is kept because a weight is
-    # trained. LoRA computes in float32: each linear layer that it adapts keeps its input so.
+    # All bytes from here on are those that one token adds. The backward pass needs what the forward
+    # pass keeps, first because of the weights that are trained; here for all blocks together.
+    # LoRA computes in float32: each linear layer that it adapts keeps its input so.
     lora_layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
     trained_bytes = sum(4 * layer.in_features for layer in lora_layers)
-    # DoRA scales the outputs of the layer and of its LoRA, and keeps both.
+    # DoRA scales the output of the layer, in `dtype`, and that of its LoRA, in float32. It keeps
+    # both.
     dora_layers = [layer for layer in lora_layers if getattr(layer, "lora_magnitude_vector", None)]
     n_dora_outputs = sum(layer.out_features for layer in dora_layers)
-    trained_bytes += (4 + size) * n_dora_outputs
+    trained_bytes += (size + 4) * n_dora_outputs
     if all(parameter.requires_grad for parameter in model.parameters()):
-        # No adapter, but every weight is trained: each linear layer keeps its input.
+        # No adapter, but every weight is trained: each linear layer keeps its input. Queries, keys
+        # and values share one, and so do gate and up. That of the attention's output is among the
+        # products below; that of down is as wide as the feed-forward layer.
         trained_bytes += size * (feed_forward_width + 2 * width) * n_blocks
-    # Second, one block: the float32 inputs of two norms, what its products keep, and its part of
-    # the above.
+    # Second, what a block keeps whatever is trained: the inputs of its two norms in float32, and
+    # the factors of its products. In the feed-forward layer these are gate before and after its
+    # activation, and up; in the attention queries, keys, values, and its output.
     product_bytes = size * (3 * feed_forward_width + 4 * width)
-    block_bytes = 8 * width + product_bytes + trained_bytes // n_blocks
-    kept_bytes = block_bytes * n_blocks
+    block_bytes = 2 * 4 * width + product_bytes + trained_bytes // n_blocks
     if train.gradient_checkpointing:
-        # Instead, the input of each block, one block that is computed again, and DoRA's outputs,
-        # which are kept all the same.
+        # Only the input of each block is kept, and one block at a time is computed again. But of
+        # DoRA's outputs, those in float32 are kept in all blocks (see `python -m bench.memory`).
         kept_bytes = size * width * n_blocks + block_bytes + 4 * n_dora_outputs
-    kept_bytes += block_bytes  # the backward pass holds the gradients of one block besides
-    logit_bytes = (8 + size) * config.vocab_size  # with their float32 values, and their softmax
+    else:
+        kept_bytes = block_bytes * n_blocks
+    kept_bytes += block_bytes  # the gradients of one block, which the backward pass holds as well
+    logit_bytes = (size + 4 + 4) * config.vocab_size  # in `dtype`, in float32, and their softmax
     n_tokens = train.per_device_train_batch_size * train.max_length
     return int(n_tokens * (kept_bytes + logit_bytes))

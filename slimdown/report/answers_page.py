@@ -116,8 +116,7 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
 def _is_cut(answer: dict[str, Any]) -> bool:
     """Whether any text of an answer that `_write_answer` wrote is cut."""
     missing = [answer["prompt"][1], answer["target"][1], *answer.get("more", ())]
-    missing += [choice[1] for choice in answer.get("choices", ())]
-    return any(n_missing > 0 for n_missing in missing)
+    return any(missing) or any(choice[1] for choice in answer.get("choices", ()))
 
 
 def _write_json(value: Any) -> str:
@@ -209,18 +208,21 @@ def _list_changes(number: int, name: str, pair: Pair) -> Iterator[_Change]:
 def _write_answer(change: _Change, benchmark: BenchmarkChange) -> dict[str, Any]:
     """Write one answer of both models as JSON for the page's script, `pages/answers.js`.
 
-    A text that may be cut comes with the number of characters that are missing, see `_cut`. A list
-    for both models has the base's value first.
-
     Args:
         change: The lost or gained answer.
         benchmark: The findings on its benchmark.
 
     Returns:
-        Besides what all answers have, one of two sets of keys. Multiple choice: "choices" (each
-        the text, the missing characters, and both models' probabilities in percent), the index
-        of the "right_choice", and those of the "taken" ones. Generated answers: the "texts",
-        split where they differ, with how many characters "more" they have, and their "words".
+        The fields that every answer has, and those of its kind. "prompt" and "target" are pairs of
+        the text and the number of its characters that are cut off. A list for both models has the
+        base's value first.
+
+        Multiple choice: "choices" (of each the text, the number of characters cut off, and both
+        models' probabilities in percent or None); "right_choice" and "taken", indices of choices,
+        see `_find_choice`.
+
+        Generated answers: "texts", see `mark_difference`; "more", the number of characters that are
+        cut off; and "words", the number of words of the whole text.
     """
     base, tuned = change.example.base, change.example.tuned
     answer: dict[str, Any] = {
@@ -229,52 +231,57 @@ def _write_answer(change: _Change, benchmark: BenchmarkChange) -> dict[str, Any]
         "lost": change.is_lost,
         "cause": change.cause,
         "subject": change.subject,
-        "fall": change.p_loss,
+        "fall": change.p_loss,  # how far the right choice's probability fell
         # A prompt is cut at its beginning, because the question is at its end.
-        "prompt": [visible(base.prompt[-_LENGTH:], multiline=True), len(base.prompt) - _LENGTH],
+        "prompt": [visible(base.prompt[-_LENGTH:], multiline=True), _count_cut(base.prompt)],
         "target": _cut(base.target),
         "scores": [_describe_scores(sample, benchmark) for sample in (base, tuned)],
         "right": [sample.is_right(benchmark.metric) for sample in (base, tuned)],
     }
     if base.choices:
-        shares = [_weigh_choices(sample, benchmark.metric) for sample in (base, tuned)]
+        probabilities = [_weigh_choices(sample, benchmark.metric) for sample in (base, tuned)]
         answer["choices"] = []
-        for position, choice in enumerate(base.choices):
-            # A model's shares are empty if its log-likelihoods are unknown.
-            percentages = [round(100 * share[position], 1) if share else None for share in shares]
+        for i, choice in enumerate(base.choices):
+            # A model's list is empty if its log-likelihoods are unknown.
+            percentages = [round(100 * p[i], 1) if p else None for p in probabilities]
             answer["choices"].append([*_cut(choice), *percentages])
         answer["right_choice"] = _find_choice(base, base.target)
         answer["taken"] = [_find_choice(s, s.answers.get(benchmark.metric)) for s in (base, tuned)]
         return answer
-    responses = [_cut(sample.response) for sample in (base, tuned)]
-    answer["texts"] = mark_difference(responses[0][0], responses[1][0])
-    answer["more"] = [n_missing for _, n_missing in responses]
-    answer["words"] = [len(sample.response.split()) for sample in (base, tuned)]
+    responses = (base.response, tuned.response)
+    answer["texts"] = mark_difference(_cut(base.response)[0], _cut(tuned.response)[0])
+    answer["more"] = [_count_cut(response) for response in responses]
+    answer["words"] = [len(response.split()) for response in responses]
     return answer
 
 
 def _weigh_choices(sample: Sample, metric: str) -> list[float]:
-    """Return each choice's share of 1, so that the largest is the one that the metric takes.
+    """Compute the probability that a model gives each choice, among all choices of the question.
 
-    For `acc_norm` a choice's log-likelihood is divided by its length, as the harness does it, and
-    multiplied by the mean length, so that they keep the scale of log-likelihoods.
+    The likeliest choice is the one that the metric takes. So for `acc_norm`, which takes the choice
+    that is likeliest per character, each log-likelihood is divided by the choice's length. It is
+    then multiplied by the mean length of the choices. Otherwise all would be near 0, and the
+    probabilities nearly equal.
 
     Returns:
-        The shares by choice; empty where a log-likelihood is not a finite number, see
+        The probabilities by choice, which sum to 1. Empty if they cannot be computed, see
         `compute_probabilities`.
     """
-    likelihoods = list(sample.log_likelihoods)
-    if Metric(metric).name == "acc_norm":
-        lengths = [max(1, len(choice)) for choice in sample.choices]
-        mean_length = fmean(lengths)
-        pairs = zip(likelihoods, lengths, strict=True)
-        likelihoods = [value * mean_length / length for value, length in pairs]
-    return list(compute_probabilities(likelihoods))
+    if Metric(metric).name != "acc_norm":
+        return compute_probabilities(sample.log_likelihoods)
+    lengths = [max(1, len(choice)) for choice in sample.choices]
+    mean_length = fmean(lengths)
+    pairs = zip(sample.log_likelihoods, lengths, strict=True)
+    return compute_probabilities([value * mean_length / length for value, length in pairs])
 
 
 def _cut(value: str) -> tuple[str, int]:
-    """Return the beginning of a text, and how many more characters it has; 0 or less if whole."""
-    return visible(value[:_LENGTH], multiline=True), len(value) - _LENGTH
+    """Return the beginning of a text, and how many of its characters are cut off."""
+    return visible(value[:_LENGTH], multiline=True), _count_cut(value)
+
+
+def _count_cut(value: str) -> int:
+    return max(0, len(value) - _LENGTH)
 
 
 def _describe_scores(sample: Sample, benchmark: BenchmarkChange) -> str:

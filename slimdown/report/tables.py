@@ -363,15 +363,17 @@ def _lay_out(table: Table, separators: str) -> RichTable:
     Args:
         table: The table.
         separators: What joins the parts of a cell, one of `_SEPARATORS`.
+
+    Returns:
+        The table as rich prints it. No column may become narrower than what never breaks in it.
     """
     rich_table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    rows = [
-        [_style_cell(row[column], separators) for column in table.columns] for row in table.rows
-    ]
-    for i, column in enumerate(table.columns):
+    columns = table.columns
+    texts = [[_style_cell(row[column], separators) for column in columns] for row in table.rows]
+    for i, column in enumerate(columns):
         heading = Text(visible(column.heading))
+        contents = [heading.plain, *(texts_of_row[i].plain for texts_of_row in texts)]
         may_break = column.max_width is not None
-        contents = [heading.plain, *(row[i].plain for row in rows)]
         # What never breaks: a word where the text may break, and otherwise a whole line.
         parts = [content.split() if may_break else content.splitlines() for content in contents]
         longest = max(map(cell_len, chain.from_iterable(parts)), default=0)
@@ -379,10 +381,11 @@ def _lay_out(table: Table, separators: str) -> RichTable:
             heading,
             justify="right" if column.is_number else "left",
             min_width=longest,
-            max_width=column.max_width and max(column.max_width, longest),
+            # A single word may be longer than the column should be wide.
+            max_width=None if column.max_width is None else max(column.max_width, longest),
             no_wrap=not may_break,
         )
-    for row, texts_of_row in zip(table.rows, rows, strict=True):
+    for row, texts_of_row in zip(table.rows, texts, strict=True):
         rich_table.add_row(*texts_of_row, style="dim" if row.is_secondary else "")
     return rich_table
 

@@ -123,7 +123,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     # chat template and settings instead of the base's.
     served = dict[str, BenchmarkTask]()
     if external and external.differences:
-        served, served_notes = _find_served(external, evaluation, tasks)
+        served, served_notes = _find_asked_twice(external, evaluation, tasks)
         notes += served_notes
     # `model=NAME` chooses rows and questions for real models, but `model.id=NAME` leaves those of
     # the demo.
@@ -200,41 +200,47 @@ def _prepare_rows(config: RunConfig, tokenizer: Any) -> tuple[RunConfig, Trainin
     return config, train_data, [*notes, *train_data.notes]
 
 
-def _find_served(
+def _find_asked_twice(
     external: ExternalModel, evaluation: EvaluationConfig, tasks: dict[str, BenchmarkTask]
 ) -> tuple[dict[str, BenchmarkTask], list[str]]:
-    """Find the benchmarks that the tuned model is asked once more as it is served, and say how.
+    """Find the benchmarks that the tuned model is asked a second time: as its own files serve it.
+
+    The first time it is asked as the base, so that only the weights differ. The second time it is
+    asked with its own chat template, stop tokens and settings of generation.
 
     Args:
-        external: The tuned model. It is served differently than the base: `differences` say how.
+        external: The tuned model. Its files have it served differently than the base; its
+            `differences` say how.
         evaluation: How the base is asked.
         tasks: All benchmarks.
 
     Returns:
-        The benchmarks whose prompts or ends of answers change; none if the model cannot be asked as
-        it is served. And lines for the user.
+        By name, the benchmarks whose prompts or ends of answers differ the second time; none if it
+        cannot be asked so. And lines for the user, which say what differs and what is asked twice.
     """
-    assert external.serving  # without both there would be no `differences`
+    # With `differences`, the files of both models say how they are served.
+    assert external.serving
     assert external.base_serving
     notes = [f"The tuned model is served differently: {line}." for line in external.differences]
     try:
-        outline = external.outline or external.base.outline  # no weights are needed to check
+        # No weights are needed to check prompts. An adapter's outline is that of the base.
+        outline = external.outline or external.base.outline
         model = external.serve(replace(external.base, model=outline, outline=outline))
         templates = external.tokenizer.chat_template, model.tokenizer.chat_template
-        served = find_served_otherwise(
+        asked_twice = find_served_otherwise(
             tasks, evaluation, templates, external.serving, external.base_serving
         )
-        # Other backends, such as vLLM, do not apply the `AskingRules` of the model's own files.
-        is_other_backend = bool(BACKENDS[evaluation.backend].module)
-        if served and is_other_backend:
+        # A backend with a module of its own, such as vLLM, does not apply the settings of the tuned
+        # model's files.
+        if asked_twice and BACKENDS[evaluation.backend].module:
             return {}, [*notes, "It is not measured as it is served; evaluation.backend=hf does."]
-        check_room(served, evaluation, model)
+        check_room(asked_twice, evaluation, model)
     except SlimdownError as error:  # its template fails or ignores a setting, or prompts do not fit
         return {}, [*notes, f"It cannot be measured as it is served: {error}"]
-    if served:
+    if asked_twice:
         twice = "as the base is asked, and once more as it is served"
-        notes.append(f"It is measured {twice}: {', '.join(served)}.")
-    return served, notes
+        notes.append(f"It is measured {twice}: {', '.join(asked_twice)}.")
+    return asked_twice, notes
 
 
 def _compare_template(server: Server, tokenizer: Any) -> Iterator[str]:

@@ -16,7 +16,8 @@ _LETTER = rf"(?!{_SIGN})\w[{_VOWELS}]*"
 _WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:/]\d+)*(?!\w)|{_SIGN}|(?:{_LETTER})+[+#]*|[,.;:!?]")
 _MARK = "(?: [,.;:!?])*"
 _ITEM = "[^ ,.;:!?]+(?: [^ ,.;:!?]+)?"  # of a list: one word or two
-_NEAR = 100  # characters that are looked at on both sides of an answer, which stands there as <>
+_NEAR = 100  # characters that are looked at on both sides of an answer
+# In the patterns below, <> stands for the answer.
 _LINK = "the|an?|in|at|on|to|be|been|is|was|it|s|that|this|if|think|believe|say|know|sure|really"
 # Between "not" and an answer: "I do not think that it is Paris", "not Jane Austen", "not made of".
 _LINKS = (
@@ -46,8 +47,8 @@ _CHOICE = re.compile(
 def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str] = ()) -> bool:
     """Return whether a text names an accepted answer in whole words, and no forbidden one.
 
-    A name does not count if it is denied ("not Paris", "Paris is wrong"), or stands in a choice
-    ("Paris or Rome") of which the other side is not accepted. A forbidden name counts in a choice.
+    Neither counts where it is denied ("not Paris", "Paris is wrong"). In a choice ("Paris or Rome")
+    an accepted answer counts only if the other side is accepted, too; a forbidden one counts.
 
     Args:
         text: What the model wrote.
@@ -60,24 +61,40 @@ def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str]
     (False, False)
     """
     words = _write_words(text)
-    any_accepted = "|".join(map(_write_pattern, accepted))
-
-    def is_named(answer: str, may_be_choice: bool) -> bool:
-        """Return whether the text names an answer at some place where it counts."""
-        if not (pattern := _write_pattern(answer)):  # signs alone, such as "+"
-            return fold(answer) in fold(text)
-        for match in re.finditer(rf"(?<= ){pattern}(?= )", words):
-            before = words[max(0, match.start() - _NEAR) : match.start()]
-            # <> stands for the answer, in the patterns too.
-            near = f"{before}<>{words[match.end() : match.end() + _NEAR]} "
-            has_other_accepted = re.search(rf" (?:{any_accepted}) ", near)
-            is_undecided = not has_other_accepted and _CHOICE.search(near)
-            if (may_be_choice or not is_undecided) and not _DENIED.search(near):
-                return True
+    if any(_find_mentions(answer, text, words) for answer in forbidden):
         return False
+    # An answer of signs alone has an empty pattern, which would match anywhere.
+    any_accepted = "|".join(filter(None, map(_write_pattern, accepted)))
+    for answer in accepted:
+        for mention in _find_mentions(answer, text, words):
+            is_choice = _CHOICE.search(mention)
+            # In a choice between accepted answers, both sides are right.
+            if not is_choice or re.search(rf" (?:{any_accepted}) ", mention):
+                return True
+    return False
 
-    is_right = any(is_named(answer, may_be_choice=False) for answer in accepted)
-    return is_right and not any(is_named(answer, may_be_choice=True) for answer in forbidden)
+
+def _find_mentions(answer: str, text: str, words: str) -> list[str]:
+    """Find the places where a text names an answer and does not deny it.
+
+    Args:
+        answer: An accepted or a forbidden answer.
+        text: What the model wrote.
+        words: What `_write_words` returns for the text.
+
+    Returns:
+        For each place, up to `_NEAR` characters of the words before it and after it, with <> for
+        the answer, such as " it is <> or rome  ". `_DENIED` and `_CHOICE` match this form.
+    """
+    pattern = _write_pattern(answer)
+    if not pattern:  # the answer has no words, only signs such as "+"
+        return ["<>"] if fold(answer) in fold(text) else []
+    mentions = []
+    for place in re.finditer(rf"(?<= ){pattern}(?= )", words):
+        before = words[max(0, place.start() - _NEAR) : place.start()]
+        after = words[place.end() : place.end() + _NEAR]
+        mentions.append(f"{before}<>{after} ")  # the space ends a word that may have been cut
+    return [mention for mention in mentions if not _DENIED.search(mention)]
 
 
 def _write_words(text: str) -> str:

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from math import inf, isclose, isfinite
+from itertools import pairwise
+from math import isclose, isfinite
 from typing import Any
 
 from slimdown.scoring.score import Rule, Score, fold
@@ -21,6 +22,7 @@ _IN_DIGITS = re.compile(
 _ANSWER_IS = re.compile(r"####|\banswer(?: is|:)|\\boxed\{")
 _SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _POWER = re.compile(r"(?<![\w.^])(\d+(?:\.\d+)?) ?(?:\^|\*\*) ?[{(]?(-?\d{1,4})[})]?(?![\w^])")
+_SCALED = re.compile(rf"((?<![\w.,])(?:{_DECIMAL})) ({'|'.join(_SCALES)})\b")
 _RESULT = re.compile(rf"= ?-?(?:{_DECIMAL})(?:/\d+)?(?! ?[-+*/x×÷^] ?[\d(])(?![\d.,]*\d)")
 # "Answer: 14 weeks (and 2 days)", but not "Answer: 7 + 7 is 14", which goes on to the answer.
 _BEGINS_WITH_NUMBER = re.compile(
@@ -36,12 +38,22 @@ _OTHER_END = re.compile(
 
 
 def read_number(text: str) -> float | None:
-    r"""Read the last number of a text, with these exceptions; None if there is none.
+    """Read the number that a text gives as its answer, which usually is its last one.
 
-    The sentence behind "####" or "the answer is" comes first. If it begins with a number, this one
-    counts, unless "=" or "is" follows. Otherwise a result behind "=" comes before later numbers.
-    Digits come before words ("8 is the right one"). Words are known up to twenty. "18 out of 20" is
-    18. A range and a choice are no number, nor is "12,5", which countries read differently.
+    It is read in the first of these parts that has a number, in digits or as a word up to twenty:
+
+    1. The sentence behind the last "####", "answer:" or "answer is". If it begins with a number
+       ("14 weeks and 2 days"), only this beginning, unless "=" or "is" follows ("7 + 7 is 14").
+    2. All that follows these words.
+    3. The whole text.
+
+    In that part, what follows a result behind "=" is cut off, and the last number of the rest is
+    read. Numbers in digits come before words ("8 is the right one"). Of "18 out of 20" and "18, not
+    20", only 18 counts.
+
+    Returns:
+        The number; None if there is none, or if it belongs to a range, to a choice, or to a number
+        such as "12,5", which countries read differently.
 
     >>> read_number("It has eight legs."), read_number("So $1,000.50 in all"), read_number("-50%")
     (8.0, 1000.5, -50.0)
@@ -51,13 +63,16 @@ def read_number(text: str) -> float | None:
     (None, None, 9.0)
     """
     text = _write_plainly(text)
-    *before, last = _ANSWER_IS.split(text)
-    behind = last.strip() if before else ""  # what stands behind "the answer is"
-    sentence = re.split(r"[.!?](?=\s|$)|\n", behind, maxsplit=1)[0]
-    if beginning := _BEGINS_WITH_NUMBER.match(sentence):
-        sentence = beginning[0]
-    parts = [part for part in (sentence, behind, text) if _has_number(part)]
-    return _read_last(_cut_behind_result(parts[0])) if parts else None
+    parts = [text]
+    if _ANSWER_IS.search(text):
+        behind = _ANSWER_IS.split(text)[-1].strip()
+        sentence = re.split(r"[.!?](?=\s|$)|\n", behind, maxsplit=1)[0]
+        beginning = _BEGINS_WITH_NUMBER.match(sentence)
+        parts = [beginning[0] if beginning else sentence, behind, text]
+    for part in parts:
+        if _has_number(part):
+            return _read_last(_cut_behind_result(part))
+    return None
 
 
 def is_number(text: str) -> bool:
@@ -73,34 +88,40 @@ def is_number(text: str) -> bool:
 
 
 def _write_plainly(text: str) -> str:
-    """Write the numbers of a text plainly: 1/2 and 3e8, without currency and "out of 20"."""
-    # "3½" gets a space, and "10⁸" becomes "10^8".
-    text = re.sub(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)
-    raised = "[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"
-    text = re.sub(rf"(?<=\d)\u207b?{raised}", lambda sign: f"^{fold(sign[0])}", text)
-    # "3 × 10^8" becomes "3e8", and "2^3" becomes "8".
-    text = re.sub(r"(?<=\d) ?(?:[x*×·]|\\times|\\cdot) ?(?=10 ?(?:\^|\*\*))", "*", fold(text))
+    """Write the numbers of a text in one form, such as 8, 1.5, 1/2 and 3e8, without currency.
+
+    Numbers that are no answer are left out, such as the 8 of "not 8" and the 20 of "18 out of 20".
+    The order of the steps matters: each step expects what the steps above it have written.
+    """
+    # These two come before `fold`, which would make 31/2 of "3½", and 108 of "10⁸".
+    text = re.sub(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)  # "3½": "3 ½"
+    raised = "\u207b?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"
+    text = re.sub(rf"(?<=\d){raised}", lambda digits: f"^{fold(digits[0])}", text)  # "10⁸": "10^8"
+    text = fold(text)  # "½": "1/2"; all letters are small from here on
+    # "3 × 10^8": "3*10^8", and that becomes "3e8"
+    text = re.sub(r"(?<=\d) ?(?:[x*×·]|\\times|\\cdot) ?(?=10 ?(?:\^|\*\*))", "*", text)
     text = re.sub(r"(?<=\d)\*10 ?(?:\^|\*\*) ?[{(]?(-?\d+)[})]?", r"e\1", text)
-    text = re.sub(r"[a-z]*[$€£¥]", "", text)  # currency: "US$5"
-    text = _POWER.sub(_write_power, text)
-    text = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", text)  # emphasis: "**8**"
+    text = re.sub(r"[a-z]*[$€£¥]", "", text)  # "US$5": "5"
+    text = _POWER.sub(_write_power, text)  # "2^3" and "2**3": "8"
+    text = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", text)  # emphasis, not powers: "**8**": "8"
     text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
-    # Numbers that are no answer: "not 8", "as of 2024", and the total of "18/20 points".
+    # Numbers that are no answer: "not 8", the total of "18/20 points", "as of 2024"
     number = rf"-?(?:[\d.,]*\d|{_WORDS.replace(' ', '|')})\b"
     text = re.sub(rf"\b(?:not|instead of|rather than) {number}", "", text)
     text = re.sub(r"(\d+)/\d+(?= (?:correct|right|points?|marks?|questions?)\b)", r"\1", text)
     text = re.sub(r"\bas of \d{4}\b", "", text)
-    # "1.5 million" becomes "1500000".
-    text = re.sub(
-        rf"((?<![\w.,])(?:{_DECIMAL})) (thousand|million|billion|trillion)\b",
-        lambda match: f"{float(match[1].replace(',', '')) * _SCALES[match[2]]:.15g}",
-        text,
-    )
+    text = _SCALED.sub(_write_scaled, text)
     total = r"%? \(?(?:out )?of (?:the |a total of )?\d[\d,]*\b\)?"  # of "18 out of 20"
     return re.sub(rf"(?<![\d/.,])(\d[\d,]*)(?:{total})+", r"\1", text)
 
 
+def _write_scaled(scaled: re.Match[str]) -> str:
+    """Write "1.5 million", a match of `_SCALED`, as "1500000"."""
+    return f"{float(scaled[1].replace(',', '')) * _SCALES[scaled[2]]:.15g}"
+
+
 def _write_power(power: re.Match[str]) -> str:
+    """Write "2^3", a match of `_POWER`, as "8"."""
     try:
         return f"{float(power[1]) ** int(power[2]):.15g}"
     except (OverflowError, ZeroDivisionError):
@@ -112,8 +133,8 @@ def _cut_behind_result(text: str) -> str:
 
     A result is a number behind "=". It is looked for in the last sentence that has a number.
     """
-    ends = [0, *(end.end() for end in re.finditer(r"[.!?]\s|\n", text)), len(text)]
-    for begin, end in zip(ends[-2::-1], ends[:0:-1], strict=True):
+    ends = [sentence_end.end() for sentence_end in re.finditer(r"[.!?]\s|\n", text)]
+    for begin, end in reversed(list(pairwise([0, *ends, len(text)]))):
         if _has_number(text[begin:end]):
             results = list(_RESULT.finditer(text, begin, end))
             return text[: results[-1].end()] if results else text
@@ -125,7 +146,7 @@ def _has_number(text: str) -> bool:
 
 
 def _read_last(text: str) -> float | None:
-    """Read the last number in digits, or else in words.
+    """Read the last number in digits or, if there is none, the last one in words.
 
     Args:
         text: What `_write_plainly` returned, with a number as `_has_number` finds it.
@@ -139,17 +160,20 @@ def _read_last(text: str) -> float | None:
         return -number if minus else number
     last = in_digits[-1]
     before, after = text[: last.start()], text[last.end() :]
-    # "12'500", and the exponent of "x^2"
+    # Of "12'500", a match is only 12 or 500; of "x^2", it is only the exponent.
     is_part = re.search(r"\d[.,'_٫٬]$|\^[{(]?-?$", before) or re.match(r"[.,'_٫٬]\d", after)
     # "12 500", which some countries write for 12,500
     is_group = re.search(r"(?<!\d)\d{1,3} $", before) and re.fullmatch(r"\d{3}", last[0])
     if is_part or is_group or _OTHER_END.search(before):
         return None
-    # Either a fraction, perhaps with a whole number before it ("3 1/2"), or a decimal number.
+    # A group that matches nothing is "". Either `decimal` matches, or the parts of a fraction do.
     minus, whole, numerator, denominator, decimal = last.groups("")
-    number = float((decimal or whole or "0").replace(",", ""))
-    if denominator:
-        number += float(numerator) / float(denominator) if float(denominator) else inf
+    if decimal:
+        number = float(decimal.replace(",", ""))  # a match has commas only between thousands
+    elif float(denominator):
+        number = float(whole or 0) + float(numerator) / float(denominator)  # such as "3 1/2"
+    else:
+        return None  # a division by zero
     return (-number if minus else number) if isfinite(number) else None
 
 

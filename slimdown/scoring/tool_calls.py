@@ -43,23 +43,23 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
             says whether 12 is a text or a number.
 
     Returns:
-        The calls; none if there are none, or if one of them cannot be read.
+        The calls; empty if there is none, or if one of them cannot be read.
     """
     parsed = list[str]()  # by the response template
     with suppress(Exception):  # there is no template, or the publisher's fails on what is written
         message = tokenizer.parse_response(text + tokenizer.eos_token, prefix="", tools=tools)
         parsed = [write_call(call) for call in message["tool_calls"]]
-    marked = _read_marked(text, tools, is_parsed=bool(parsed))  # by the markers of all families
-    if parsed:
+    # By the markers of all families. None stands for a call that cannot be read.
+    calls = _read_marked(text, tools, is_parsed=bool(parsed))
+    # More calls than the template read are taken to include those. Otherwise the template is right,
+    # unless the markers show the call of a tool that it passed over; then the calls of both count.
+    if len(calls) <= len(parsed):
         names = [json.loads(call)["name"] for call in parsed]
-        are_known = all(call is None or json.loads(call)["name"] in names for call in marked)
-        if are_known and len(marked) <= len(parsed):
-            return parsed  # both ways read the same calls
-        # The markers show calls that the template passed over. If there are more marked calls than
-        # the template read, they are taken to include its calls; if not, they are added to them.
-        marked = marked if len(marked) > len(parsed) else [*parsed, *marked]
-    # A call that cannot be read spoils all.
-    return [] if None in marked else [call for call in marked if call]
+        if all(call is None or json.loads(call)["name"] in names for call in calls):
+            return parsed
+        calls = [*parsed, *calls]
+    readable = [call for call in calls if call is not None]
+    return readable if len(readable) == len(calls) else []  # one unreadable call spoils all
 
 
 def attempts_call(text: str, tools: Any = None) -> bool:
@@ -112,10 +112,9 @@ def write_call(call: Any) -> str:
     with suppress(ValueError, RecursionError):  # a text that is no JSON is refused below
         if isinstance(arguments, str):  # JSON in a text, as OpenAI writes arguments
             arguments = STRICT_DECODER.decode(arguments)
-    is_double = {"function", "name"} <= fields.keys() or {
-        "arguments",
-        "parameters",
-    } <= function.keys()
+    has_two_names = {"function", "name"} <= fields.keys()
+    has_two_arguments = {"arguments", "parameters"} <= function.keys()
+    is_double = has_two_names or has_two_arguments
     if is_double or not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
     text = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, sort_keys=True)
@@ -149,7 +148,7 @@ def check_calls(calls: Any, tools: Any) -> None:
 
 
 def _read_marked(text: str, tools: Any, is_parsed: bool) -> list[str | None]:
-    """Read the calls that begin with one of the markers in `_OPENINGS`.
+    """Read the calls of an answer that begin with one of the markers in `_OPENINGS`, in order.
 
     Args:
         text: The answer.
@@ -163,12 +162,13 @@ def _read_marked(text: str, tools: Any, is_parsed: bool) -> list[str | None]:
     """
     calls = list[str | None]()
     n_passed = 0  # openings behind which no call could be read
-    start = at = len(text) - len(drop_thinking(text))  # where the answer begins
+    answer_begin = at = len(text) - len(drop_thinking(text))
     while (opening := _OPENINGS.search(text, at)) and n_passed < _MOST_PASSED:
         kind = str(opening.lastgroup)  # the name of the group in `_OPENINGS` that matches
         at = opening.end()
         # A bracket without a marker counts at the start of the answer, or if there are calls.
-        if kind == "bare" and not (calls or is_parsed or opening.start() == start):
+        may_be_bare = bool(calls) or is_parsed or opening.start() == answer_begin
+        if kind == "bare" and not may_be_bare:
             continue
         try:
             values, end = _READERS[kind](text, opening, tools)
@@ -178,8 +178,9 @@ def _read_marked(text: str, tools: Any, is_parsed: bool) -> list[str | None]:
             n_passed += 1
             if kind not in ("fenced", "bare"):  # those may be ordinary code or text
                 calls.append(None)
-            if None in calls and not is_parsed:
-                break
+                if not is_parsed:  # nothing else could have read this call, and it spoils all
+                    break
+    # The rest of the text has not been searched, so a call in it cannot be read.
     return calls if n_passed < _MOST_PASSED else [*calls, None]
 
 

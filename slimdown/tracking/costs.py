@@ -112,8 +112,8 @@ def estimate_seconds(cost: Cost, known: Cost | None) -> float:
     """Estimate the seconds of planned work from those of known work; nan if none is known.
 
     If both are of the same benchmark, the seconds grow with the number of questions, because the
-    answers are as long as before. Otherwise they grow with the number of tokens. Answers are then
-    assumed to be as long as the known ones, and at most as long as the benchmark allows.
+    answers are as long as before. Otherwise they grow with the number of tokens: of answers, those
+    that are written, and of all other work, those that are read.
 
     Args:
         cost: The planned work.
@@ -121,9 +121,13 @@ def estimate_seconds(cost: Cost, known: Cost | None) -> float:
     """
     if known is None:
         return nan
-    if known.name == cost.name and known.work is not Work.steps:  # `other` counts as one question
+    # All trainings have the same, empty name, but their rows differ in length, so tokens count. The
+    # rest of a run (`Work.other`) has that name, too. Its `n` is always 1: it takes as long again.
+    has_same_questions = known.name == cost.name and cost.work is not Work.steps
+    if has_same_questions:
         return known.seconds * cost.n / known.n
     if cost.work is Work.answers:
-        written = known.new_tokens / known.n * cost.n
-        return known.seconds * min(written, cost.new_tokens) / max(1, known.new_tokens)
+        # Answers are assumed to be as long as the known ones, or as long as the benchmark allows.
+        n_written = min(known.new_tokens / known.n * cost.n, cost.new_tokens)
+        return known.seconds * n_written / max(1, known.new_tokens)
     return known.seconds * cost.prompt_tokens / max(1, known.prompt_tokens)

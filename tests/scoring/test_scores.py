@@ -137,6 +137,7 @@ def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
         ("Paris? No doubt.", ["Paris"], [], True),
         ("none other than Paris", ["Paris"], [], True),
         ("a + b", ["+"], [], True),
+        ("plus or minus", ["+", "plus"], [], False),  # "+" is not the other side of the choice
     ],
 )
 def test_names_in_a_text(text: str, accepted: list[str], forbidden: Any, expected: bool) -> None:
