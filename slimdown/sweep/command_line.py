@@ -214,14 +214,14 @@ class _Composer:
             All are left out if they make too many runs to check. Problems are added to `problems`.
         """
         overrides_by_key: dict[str, list[Override]] = {}
+        counts: Counter[str] = Counter()  # how often each key is given
         for text in self.line.overrides:
-            overrides = self.parse(text)
-            if not overrides:
-                continue
-            key = overrides[0].key_or_group
-            if key in overrides_by_key:
-                self.problems.append(f"{key} is given 2 times; keep one of them")
-            overrides_by_key[key] = overrides
+            if overrides := self.parse(text):
+                key = overrides[0].key_or_group
+                counts[key] += 1
+                overrides_by_key[key] = overrides
+        repeated = {key: n for key, n in counts.items() if n > 1}
+        self.problems += [f"{k} is given {n} times; keep one of them" for k, n in repeated.items()]
         if prod(map(len, overrides_by_key.values())) > _MOST_RUNS:
             self.problems.append(f"this sweep has more than {_MOST_RUNS:,} runs; try fewer values")
             return {}
