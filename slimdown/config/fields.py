@@ -296,13 +296,14 @@ def build_choice(
         else:
             problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
     # Each setting of the choice needs a value of its type.
+    hints = get_type_hints(kinds[name])
     for key, declared in own.items():
         value = given.get(key, declared.default)
         demand = explain_type(str(declared.type), value)  # "must be a number"; None if it is one
         is_refused_null = value is None and demand is not None
         if value == MISSING or is_refused_null:
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
-        elif isinstance(declared.type, EnumMeta):
+        elif isinstance(_drop_null(hints[key]), EnumMeta):
             continue  # `build_settings` checks that the value is the name of a member
         elif demand and key in given:  # a default is the class's own, and not checked
             problems.append(f"{key} {demand}, got {value!r:.80}")
