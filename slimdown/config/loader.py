@@ -148,12 +148,9 @@ def complete_config(config: RunConfig) -> RunConfig:
     if problems:
         raise ConfigError("\n".join(problems))
     if limit := config.evaluation.limit:
-        benchmarks = {
-            name: replace(benchmark, limit=min(limit, benchmark.limit or limit))
-            for name, benchmark in benchmarks.items()
-        }
-        evaluation = replace(config.evaluation, limit=None)
-        config = replace(config, benchmark=benchmarks, evaluation=evaluation)
+        for name, benchmark in config.benchmark.items():
+            config.benchmark[name] = replace(benchmark, limit=min(limit, benchmark.limit or limit))
+        config.evaluation = replace(config.evaluation, limit=None)
     return config
 
 
