@@ -269,29 +269,29 @@ class _Composer:
             yield f"{text}: no value is left to try"
         if override.is_sweep_override() and not self.line.is_sweep:
             yield f"{text}: several values are a sweep; begin it with -m"
-        if redact_uri(text) != text:
+        if redact_uri(text) != text:  # it holds an address with a password
             advice = "set MLFLOW_TRACKING_URI, or ${oc.env:NAME}"
             if key == "tuned":
                 advice = "leave it out; a server's key is read from the variable OPENAI_API_KEY"
             yield f"{redact(text)}: others can read a password here; {advice}"
-        # The choice of a group inside a group has a slash, and a setting a dot. People write
-        # hydra.launcher=joblib, which must be hydra/launcher=joblib.
-        group = key.replace(".", "/")
-        is_group = "." in key and self.line.is_choice(group)
-        if is_group and (names := self._loader.get_group_options(group)):
+        # A key names a setting of Hydra's own, a group of files, or a setting of slimdown.
+        if key.startswith("hydra."):
+            # Hydra checks its settings when it composes. Only a common mistake is answered here:
+            # hydra.launcher=joblib, which must be hydra/launcher=joblib.
+            group = key.replace(".", "/")
             for single in singles:
-                choice = single.value()
-                if type(choice) is str:  # the name of a choice, and no settings of the group
-                    yield f"{text}: choose it by {group}=...{nearest(choice, names)}"
-        if not self.line.is_choice(key):  # then it is the key of a setting
-            if problem := explain_unknown_key(key, RunConfig):
-                yield problem
-        elif names := self._loader.get_group_options(key):
-            # Hydra's own choices, those of --config-dir, and those of other packages.
-            own = list_group_choices(key, self.line.folders)
-            known = sorted({*names, *own, *list_added_choices(key)})
-            for single in singles:
-                yield from _find_choice_problems(text, key, single.value(), known)
+                value = single.value()  # a text can only be meant as the name of a choice
+                if type(value) is str and (names := self._loader.get_group_options(group)):
+                    yield f"{text}: choose it by {group}=...{nearest(value, names)}"
+        elif self.line.is_choice(key):
+            if names := self._loader.get_group_options(key):
+                # Hydra's own choices, those of --config-dir, and those of other packages.
+                own = list_group_choices(key, self.line.folders)
+                known = sorted({*names, *own, *list_added_choices(key)})
+                for single in singles:
+                    yield from _find_choice_problems(text, key, single.value(), known)
+        elif problem := explain_unknown_key(key, RunConfig):
+            yield problem
 
     def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
         """Check a search: compose a run with each choice, and with both ends of each range.
@@ -486,23 +486,26 @@ def _explain_syntax(text: str, error: Exception) -> str:
     return f"{text!r} is not setting=value: {reason}{advice}"
 
 
-def _find_choice_problems(text: str, key: str, value: Any, known: list[str]) -> Iterator[str]:
-    """Find what is wrong with the choice, or the list of choices, that an argument makes.
+def _find_choice_problems(text: str, group: str, value: Any, known: list[str]) -> Iterator[str]:
+    """Yield what is wrong with the choice, or the list of choices, that an argument makes.
 
     Args:
         text: The argument as the user typed it.
-        key: The group.
+        group: The group.
         value: A name, or a list of names.
         known: The names that the group has files or extensions for.
     """
-    if isinstance(value, list):
-        counts = Counter(name_choice(key, name) for name in {*map(str, value)})
-        if alike := [name for name, n in counts.items() if n > 1]:
-            yield f"{text}: two are called {min(alike)}; rename one"
-    for name in value if isinstance(value, list) and key in _LISTS else [value]:
-        is_none = key in _PRESETS and name is None
-        if not (is_none or name in known or is_open_choice(key, name)):
-            yield f"{key}={name}: there is no such {key}{nearest(str(name), known)}"
+    # Other groups take no list. There, it is answered as a single choice that does not exist.
+    choices = value if group in _LISTS and isinstance(value, list) else [value]
+    # a/rows.jsonl and b/rows.jsonl would both be called `rows` in settings. To name one file twice
+    # is no problem, so it counts once.
+    counts = Counter(name_choice(group, choice) for choice in {*map(str, choices)})
+    if shared_names := [name for name, n in counts.items() if n > 1]:
+        yield f"{text}: two are called {min(shared_names)}; rename one"
+    for choice in choices:
+        is_none = choice is None and group in _PRESETS  # `suite=null` chooses no suite
+        if not (is_none or choice in known or is_open_choice(group, choice)):
+            yield f"{group}={choice}: there is no such {group}{nearest(str(choice), known)}"
 
 
 def _set_value(composed: DictConfig, override: Override) -> str:
