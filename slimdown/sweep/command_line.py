@@ -284,14 +284,38 @@ class _Composer:
                 if type(value) is str and (names := self._loader.get_group_options(group)):
                     yield f"{text}: choose it by {group}=...{nearest(value, names)}"
         elif self.line.is_choice(key):
-            if names := self._loader.get_group_options(key):
-                # Hydra's own choices, those of --config-dir, and those of other packages.
-                own = list_group_choices(key, self.line.folders)
-                known = sorted({*names, *own, *list_added_choices(key)})
-                for single in singles:
-                    yield from _find_choice_problems(text, key, single.value(), known)
+            for single in singles:
+                yield from self._find_choice_problems(text, key, single.value())
         elif problem := explain_unknown_key(key, RunConfig):
             yield problem
+
+    def _find_choice_problems(self, text: str, group: str, value: Any) -> Iterator[str]:
+        """Yield what is wrong with the choice, or the list of choices, that an argument makes.
+
+        Args:
+            text: The argument as the user typed it.
+            group: Its key.
+            value: The name of a choice, or a list of names.
+        """
+        # Other groups take no list. There, it is answered as a single choice that does not exist.
+        choices = value if group in _LISTS and isinstance(value, list) else [value]
+        # a/rows.jsonl and b/rows.jsonl would both be called `rows` in settings. To name one file
+        # twice is no problem, so it counts once.
+        counts = Counter(name_choice(group, choice) for choice in {*map(str, choices)})
+        if shared_names := [name for name, n in counts.items() if n > 1]:
+            yield f"{text}: two are called {min(shared_names)}; rename one"
+        # The files of slimdown and of --config-dir, and what other packages add.
+        known = [*list_group_choices(group, self.line.folders), *list_added_choices(group)]
+        for choice in choices:
+            is_none = choice is None and group in _PRESETS  # `suite=null` chooses no suite
+            if is_none or choice in known or is_open_choice(group, choice):
+                continue
+            # Hydra has choices of its own, such as hydra/launcher=basic. To list them takes 7 ms,
+            # so it is done only here. Hydra lists none if its search path has no such group.
+            in_hydra = self._loader.get_group_options(group)
+            if in_hydra and choice not in in_hydra:
+                advice = nearest(str(choice), sorted({*known, *in_hydra}))
+                yield f"{group}={choice}: there is no such {group}{advice}"
 
     def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
         """Check a search: compose a run with each choice, and with both ends of each range.
@@ -484,28 +508,6 @@ def _explain_syntax(text: str, error: Exception) -> str:
     if "token recognition" in reason and '"' not in content:
         advice = f"""; a text with signs is quoted twice: '{setting}="{content}"'"""
     return f"{text!r} is not setting=value: {reason}{advice}"
-
-
-def _find_choice_problems(text: str, group: str, value: Any, known: list[str]) -> Iterator[str]:
-    """Yield what is wrong with the choice, or the list of choices, that an argument makes.
-
-    Args:
-        text: The argument as the user typed it.
-        group: The group.
-        value: A name, or a list of names.
-        known: The names that the group has files or extensions for.
-    """
-    # Other groups take no list. There, it is answered as a single choice that does not exist.
-    choices = value if group in _LISTS and isinstance(value, list) else [value]
-    # a/rows.jsonl and b/rows.jsonl would both be called `rows` in settings. To name one file twice
-    # is no problem, so it counts once.
-    counts = Counter(name_choice(group, choice) for choice in {*map(str, choices)})
-    if shared_names := [name for name, n in counts.items() if n > 1]:
-        yield f"{text}: two are called {min(shared_names)}; rename one"
-    for choice in choices:
-        is_none = choice is None and group in _PRESETS  # `suite=null` chooses no suite
-        if not (is_none or choice in known or is_open_choice(group, choice)):
-            yield f"{group}={choice}: there is no such {group}{nearest(str(choice), known)}"
 
 
 def _set_value(composed: DictConfig, override: Override) -> str:
