@@ -396,8 +396,7 @@ class _Composer:
         tasks = {name: composed.benchmark[name] for name in new_names}
         self._checked |= {*new_names}
         if tasks:
-            folder = composed.evaluation.include_path
-            self.problems += check_task_names(tasks, folder, files)
+            self.problems += check_task_names(tasks, composed.evaluation.include_path, files)
 
     def _choose_shown(
         self,
@@ -406,9 +405,10 @@ class _Composer:
         choices: Sequence[str],
         set_keys: Sequence[str],
     ) -> dict[str, str]:
-        """Choose the settings that MLflow shows: what was set, and what differs from the files.
+        """Return the settings that MLflow shows: what was set, and what differs from the files.
 
-        What a preset (an experiment or a suite) changes in other groups' files is shown, too.
+        MLflow shows the model, the datasets and the benchmarks of every run, so these choices are
+        left out. So are Hydra's settings, and those in `_UNSHOWN_SETTINGS`.
 
         Args:
             composed: All settings of the run.
@@ -418,24 +418,20 @@ class _Composer:
             set_keys: The keys of the settings that were set.
 
         Returns:
-            The texts of their values by dotted key, and the chosen names by group. The model, the
-            datasets and the benchmarks are not among the groups: MLflow shows them for every run.
+            The chosen names by group, such as `lora`, and the texts of values by dotted key, such
+            as `lora.r`.
         """
         parsed = [choice.lstrip("+").partition("=") for choice in choices]
         chosen = {group: name for group, _, name in parsed}
-        files = list(choices)  # GROUP=CHOICE of the files that the settings are compared with
-        # With a preset, the settings are compared with the same files composed without it. It may
-        # have chosen datasets and benchmarks, so all that the run has of these are named.
-        if chosen.keys() & {*_PRESETS}:
-            lists = {group: f"[{','.join(map(str, composed[group]))}]" for group in _LISTS}
-            all_chosen = (chosen | lists).items()
-            files = [f"{group}={name}" for group, name in all_chosen if group not in _PRESETS]
-        try:
-            file_values = self._compose_files(files).values
-        except (HydraException, OmegaConfBaseException):  # a preset defines its own dataset
-            file_values = values  # then nothing differs
         left_out = ("hydra", "model", *_LISTS)  # groups
         shown = {group: name for group, name in chosen.items() if not group.startswith(left_out)}
+        file_values = self._compose_files(list(choices)).values
+        if chosen.keys() & {*_PRESETS}:
+            # What a preset (an experiment or a suite) changes in other groups' files is shown, too:
+            # the values are compared with those of the files without it. They can't be composed
+            # without it if it defines its own dataset, which no file has. Then it counts as a file.
+            with suppress(HydraException, OmegaConfBaseException):
+                file_values = self._compose_without_presets(composed, chosen)
         # A key is set if it or a section around it is among `set_keys`. With the dot, `lora.r` is
         # no prefix of `lora.rank`.
         set_prefixes = tuple(f"{key}." for key in set_keys)
@@ -446,6 +442,25 @@ class _Composer:
                 is_list = isinstance(resolved, ListConfig)
                 shown[key] = ",".join(map(str, resolved)) if is_list else str(resolved)
         return shown
+
+    def _compose_without_presets(
+        self, composed: DictConfig, chosen: dict[str, str]
+    ) -> dict[str, Any]:
+        """Return the values by dotted key that a run's files have without an experiment or a suite.
+
+        Args:
+            composed: All settings of the run. A preset may have chosen its datasets and benchmarks,
+                so the files of all that the run has are composed.
+            chosen: The chosen names by group.
+
+        Raises:
+            HydraException, OmegaConfBaseException: A dataset or benchmark has no file, because the
+                preset itself defines it.
+        """
+        names = {group: name for group, name in chosen.items() if group not in _PRESETS}
+        for group in _LISTS:
+            names[group] = f"[{','.join(map(str, composed[group]))}]"
+        return self._compose_files([f"{group}={name}" for group, name in names.items()]).values
 
     def _find_base(self, composed: DictConfig, overrides: Sequence[Override]) -> ModelConfig | None:
         """Return the base of the adapter that `tuned` names, if it must be chosen as the model.
