@@ -385,16 +385,17 @@ class _Composer:
             section = re.split("[.=]", argument.lstrip("+"))[0]
             if section in config.idle_sections:  # it would have no effect
                 self.problems.append(f"{argument}: leave it out; {reader} does not read it")
+        # Settings that the run does not read are not shown, such as the dataset's with `tuned`.
+        used = {k: v for k, v in values.items() if k.partition(".")[0] not in config.idle_sections}
         set_keys = [override.key_or_group for override in set_overrides]
-        shown = self._choose_shown(composed, values, choices, set_keys)
+        shown = self._choose_shown(composed, used, choices, set_keys)
         return ComposedRun(arguments, config, model, shown)
 
     def _check_tasks(self, composed: DictConfig) -> None:
         """Check the names of the harness's tasks that no run before had."""
         files = list_group_choices("benchmark", self.line.folders)
-        new_names = [n for n in composed.benchmark if n not in {*files, *self._checked}]
-        tasks = {name: composed.benchmark[name] for name in new_names}
-        self._checked |= {*new_names}
+        tasks = {n: b for n, b in composed.benchmark.items() if n not in {*files, *self._checked}}
+        self._checked |= {*tasks}
         if tasks:
             self.problems += check_task_names(tasks, composed.evaluation.include_path, files)
 
@@ -412,8 +413,9 @@ class _Composer:
 
         Args:
             composed: All settings of the run.
-            values: The same by dotted key, before interpolations such as ${lora.r} are resolved. So
-                a setting that only follows another one does not differ from the files.
+            values: Those that the run reads by dotted key, before interpolations such as ${lora.r}
+                are resolved. So a setting that only follows another one does not differ from the
+                files.
             choices: GROUP=CHOICE of each group that was chosen.
             set_keys: The keys of the settings that were set.
 

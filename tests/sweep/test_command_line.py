@@ -297,6 +297,7 @@ QUICK = {"suite": "quick"} | {f"benchmark.{name}.limit": n for name, n in LIMITS
         (["lora.target_modules=[q_proj,v_proj]"], {"lora.target_modules": "q_proj,v_proj"}),
         (["dataset=alpaca", "benchmark=[gsm8k]", *GSM8K_9], {"benchmark.gsm8k.limit": "9"}),
         (["model=smollm2", "suite=quick"], QUICK),
+        (["tuned=pocket:model", "suite=quick"], QUICK | {"tuned": "pocket:model"}),
     ],
 )
 def test_what_was_set_or_brought_is_shown(settings: list[str], shown: dict[str, str]) -> None:
