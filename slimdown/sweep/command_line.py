@@ -274,7 +274,7 @@ class _Composer:
             if key == "tuned":
                 advice = "leave it out; a server's key is read from the variable OPENAI_API_KEY"
             yield f"{redact(text)}: others can read a password here; {advice}"
-        # A key names a setting of Hydra's own, a group of files, or a setting of slimdown.
+        # The key is that of a setting of Hydra, of a group of files, or of a setting of slimdown.
         if key.startswith("hydra."):
             # Hydra checks its settings when it composes. Only a common mistake is answered here:
             # hydra.launcher=joblib, which must be hydra/launcher=joblib.
@@ -283,7 +283,7 @@ class _Composer:
                 value = single.value()  # a text can only be meant as the name of a choice
                 if type(value) is str and (names := self._loader.get_group_options(group)):
                     yield f"{text}: choose it by {group}=...{nearest(value, names)}"
-        elif self.line.is_choice(key):
+        elif self.line.is_choice(key):  # a group
             for single in singles:
                 yield from self._find_choice_problems(text, key, single.value())
         elif problem := explain_unknown_key(key, RunConfig):
@@ -297,7 +297,8 @@ class _Composer:
             group: Its key.
             value: The name of a choice, or a list of names.
         """
-        # Other groups take no list. There, it is answered as a single choice that does not exist.
+        # Only datasets and benchmarks take a list. In another group, a list counts as one choice,
+        # which does not exist.
         choices = value if group in _LISTS and isinstance(value, list) else [value]
         # a/rows.jsonl and b/rows.jsonl would both be called `rows` in settings. To name one file
         # twice is no problem, so it counts once.
@@ -311,7 +312,8 @@ class _Composer:
             if is_none or choice in known or is_open_choice(group, choice):
                 continue
             # Hydra has choices of its own, such as hydra/launcher=basic. To list them takes 7 ms,
-            # so it is done only here. Hydra lists none if its search path has no such group.
+            # so it is done only here. Hydra lists none of a group that only --config-dir has, and
+            # refuses a wrong choice of it by itself when it composes.
             in_hydra = self._loader.get_group_options(group)
             if in_hydra and choice not in in_hydra:
                 advice = nearest(str(choice), sorted({*known, *in_hydra}))
@@ -429,9 +431,9 @@ class _Composer:
         shown = {group: name for group, name in chosen.items() if not group.startswith(left_out)}
         file_values = self._compose_files(list(choices)).values
         if chosen.keys() & {*_PRESETS}:
-            # What a preset (an experiment or a suite) changes in other groups' files is shown, too:
-            # the values are compared with those of the files without it. They can't be composed
-            # without it if it defines its own dataset, which no file has. Then it counts as a file.
+            # What a preset (an experiment or a suite) changes in other groups' files is shown, too.
+            # So the values are compared with those that the files have without it. If the preset
+            # defines a dataset, which then has no file, the files only compose together with it.
             with suppress(HydraException, OmegaConfBaseException):
                 file_values = self._compose_without_presets(composed, chosen)
         # A key is set if it or a section around it is among `set_keys`. With the dot, `lora.r` is
