@@ -13,7 +13,7 @@ from typing import Any
 
 from slimdown.config.benchmark_config import BYTE_PROBABILITY, BenchmarkConfig, Role
 from slimdown.config.dataset_config import is_row_file, name_row_file
-from slimdown.config.fields import MISSING, build_settings, find_problems, nearest
+from slimdown.config.fields import build_settings, find_problems, nearest
 from slimdown.config.paths import read_group
 from slimdown.pocket import TASKS_DIR
 from slimdown.scoring.question_files import name_score, read_questions
@@ -39,12 +39,14 @@ def read_benchmarks(
             has.
 
     Returns:
-        The settings by benchmark. Settings that are null are left to the harness's task file.
+        The settings by benchmark, in the order of `names`. Values for all benchmarks override
+        those of a single one, and these override its file in `conf/benchmark/`. Settings that are
+        null are left to the harness's task file.
 
     Raises:
         ConfigError: There is no such setting or value, or no benchmark is named, or one twice.
     """
-    group = read_group("benchmark")
+    file_values = read_group("benchmark")  # by benchmark, what its file in `conf/` sets
     benchmarks: dict[str, BenchmarkConfig] = {}
     # What cannot be iterated over is a `BenchmarkConfig`, or a mistake that `_read_spec` refuses.
     is_single = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
@@ -54,11 +56,11 @@ def read_benchmarks(
         if name in benchmarks:
             raise ConfigError(f"{name} is named twice; name it once")
         values |= {key: value for key, value in settings.items() if value is not None}
-        if name in group:
-            # The benchmark has a file in `conf/benchmark/`. The caller's values override those of
-            # the file, but not its `task`, which names the harness's task: the caller's `task` is
-            # only the benchmark's name.
-            values = {**group[name], **values, "task": group[name].get("task", MISSING)}
+        if name in file_values:
+            # The file in `conf/benchmark/` sets what the caller does not. Its `task` always holds:
+            # that is the harness's task, while the caller's `task` is the name of the benchmark.
+            values.pop("task", None)
+            values = file_values[name] | values
         try:
             benchmark = build_settings(BenchmarkConfig, values)
             if problems := list(find_problems(benchmark)):
@@ -67,7 +69,7 @@ def read_benchmarks(
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
     if not benchmarks:
-        raise ConfigError(f"no benchmark is named; name one of {', '.join(group)}, or a task")
+        raise ConfigError(f"no benchmark is named; name one of {', '.join(file_values)}, or a task")
     return benchmarks
 
 

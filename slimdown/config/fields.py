@@ -11,6 +11,7 @@ from functools import cache
 from math import isfinite
 from os.path import expanduser, isfile
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from slimdown.utils.errors import ConfigError
@@ -215,30 +216,37 @@ def build_settings(schema: type[_Schema], values: Mapping[str, Any]) -> _Schema:
         if name not in hints:
             problems.append(str(explain_unknown_key(name, schema)))  # type: ignore[arg-type]
         elif value is None or isinstance(value, dict):
-            # `find_problems` skips null and looks inside dictionaries: their type is checked here.
+            # `find_problems` checks the types of other values. It skips null, and looks only inside
+            # dictionaries, so whether the field may be null or a dictionary is checked here.
             built[name] = value
             if demand := explain_type(str(declared[name].type), value):
                 problems.append(f"{name} {demand}, got {value!r}"[:200])
         elif value != MISSING:
-            kind = (get_args(hints[name]) or (hints[name],))[0]  # the first one of `int | None`
-            value = _convert(value, kind)
-            if isinstance(kind, EnumMeta) and value is not None:
-                if value in list(kind):
-                    value = kind(value)
-                else:
-                    problems.append(f"{name}={value!r} must be one of {', '.join(kind)}"[:200])
-            built[name] = value
+            kind = _drop_null(hints[name])
+            built[name] = _convert(value, kind)
+            if isinstance(kind, EnumMeta) and not isinstance(built[name], kind):
+                problems.append(f"{name}={built[name]!r} must be one of {', '.join(kind)}"[:200])
     if problems:
         raise ConfigError("\n".join(problems))
     return schema(**built)
 
 
+def _drop_null(kind: Any) -> Any:
+    """Return the type `int` for the type `int | None`, and any other type as it is."""
+    return get_args(kind)[0] if NoneType in get_args(kind) else kind
+
+
 def _convert(value: Any, kind: Any) -> Any:
-    """Convert what stands for a value of a type, such as a path for a text or 1 for 1.0."""
+    """Return a value as the type that a setting has, such as 1.0 for 1, or `["a"]` for "a".
+
+    A value that cannot stand for one of the type is returned as it is.
+    """
     if isinstance(value, Path):
         value = str(value)
     if hasattr(value, "item"):  # a NumPy number
         value = value.item()
+    if isinstance(kind, EnumMeta) and value in list(kind):  # the name of a member
+        return kind(value)
     if kind is float and type(value) is int:
         return float(value)
     if kind == list[str] and isinstance(value, str | tuple):
@@ -253,13 +261,16 @@ def _list_fields(schema: Any) -> dict[str, dataclasses.Field[Any]]:
 def build_choice(
     group: str, kinds: Mapping[str, type[_Schema]], values: Mapping[str, Any]
 ) -> _Schema:
-    """Build the settings of a group's choice, where each choice has settings of its own.
+    """Return the settings of a group's choice, where each choice has settings of its own.
 
     Args:
         group: The name of the group.
         kinds: The dataclass of each choice. A field whose type allows no null must have a value,
             from its default or from `values`.
         values: The `name` of the choice and its settings, as they were composed.
+
+    Returns:
+        An instance of the choice's dataclass. Settings that `values` lacks have their defaults.
 
     Raises:
         ConfigError: Lists what is wrong, one problem per line. Ranges are not checked here:
@@ -284,15 +295,17 @@ def build_choice(
             problems.append(f"{key}={value}: {only}, and not {name}")
         else:
             problems.append(f"{key} is no setting of {group}={name}{nearest(key, list(own))}")
+    # Each setting of the choice needs a value of its type.
+    hints = get_type_hints(kinds[name])
     for key, declared in own.items():
         value = given.get(key, declared.default)
-        demand = explain_type(str(declared.type), value)  # None if the type is right
-        has_no_value = value == MISSING or (value is None and demand)  # null, though none may be
-        # Types are texts, except enumerations. Of these, `build_settings` reads the texts' values.
-        is_enumeration = isinstance(declared.type, EnumMeta)
-        if has_no_value:
+        demand = explain_type(str(declared.type), value)  # "must be a number"; None if it is one
+        is_refused_null = value is None and demand is not None
+        if value == MISSING or is_refused_null:
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
-        elif demand and key in given and not is_enumeration:  # a default needs no check
+        elif isinstance(_drop_null(hints[key]), EnumMeta):
+            continue  # `build_settings` checks that the value is the name of a member
+        elif demand and key in given:  # a default is the class's own, and not checked
             problems.append(f"{key} {demand}, got {value!r:.80}")
     if problems:
         raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))

@@ -148,12 +148,9 @@ def complete_config(config: RunConfig) -> RunConfig:
     if problems:
         raise ConfigError("\n".join(problems))
     if limit := config.evaluation.limit:
-        benchmarks = {
-            name: replace(benchmark, limit=min(limit, benchmark.limit or limit))
-            for name, benchmark in benchmarks.items()
-        }
-        evaluation = replace(config.evaluation, limit=None)
-        config = replace(config, benchmark=benchmarks, evaluation=evaluation)
+        for name, benchmark in config.benchmark.items():
+            config.benchmark[name] = replace(benchmark, limit=min(limit, benchmark.limit or limit))
+        config.evaluation = replace(config.evaluation, limit=None)
     return config
 
 
@@ -180,7 +177,7 @@ def read_trained_quantization(folder: str | Path) -> str:
 
 
 def reword(error: Exception) -> str:
-    """Reword an error of Hydra or OmegaConf in one line that says what would be right.
+    """Return an error of Hydra or OmegaConf in one line, with what would be right.
 
     For an unknown setting, the text names the nearest known one. For an error in a file of a
     dataset, a benchmark or an experiment, it asks about the file's first line, `# @package ...`:
@@ -190,20 +187,20 @@ def reword(error: Exception) -> str:
     is_clear = isinstance(reason, HydraException | OmegaConfBaseException | SlimdownError)
     message = str(reason) if is_clear else describe_error(reason)
     text = " ".join(message.split()).partition(" full_key:")[0]
-    # Hydra puts the name of the file before OmegaConf's error, which is then the context.
-    file = re.match("In '((dataset|benchmark|experiment)?[^']*)'", text)
-    file_name, group = file.groups() if file else ("", None)
-    detail: Any = error.__context__ if file else reason
-    key = getattr(detail, "key", None)
-    schema: Any = getattr(detail, "object_type", None)  # of the section that lacks the key
+    # Hydra turns OmegaConf's error in a file into its own, "In 'dataset/mine': ...". OmegaConf's is
+    # then the context, and it alone knows the key.
+    in_file = re.match("In '([^']*)'", text)
+    file_name = in_file[1] if in_file else ""  # GROUP/CHOICE, or `config`
+    detailed_error: Any = error.__context__ if in_file else reason
+    key = getattr(detailed_error, "key", None)
+    schema: Any = getattr(detailed_error, "object_type", None)  # of the section that lacks the key
     # OmegaConf's errors of a key that is not there are of these classes of Python, too.
-    is_unknown = isinstance(detail, KeyError | AttributeError) and is_dataclass(schema)
-    # An experiment's file without its first line sets keys below a section `experiment`. In other
-    # errors of such a file, the first line is not to blame.
-    lacks_package = key == "experiment" if group == "experiment" else group is not None
+    is_unknown = isinstance(detailed_error, KeyError | AttributeError) and is_dataclass(schema)
     if is_unknown and key != "experiment":
         text += f"; {explain_unknown_key(str(key), schema)}"
-    elif lacks_package:
-        package = "_global_" if group == "experiment" else file_name.replace("/", ".")
-        text += f"; does {file_name}.yaml begin with `# @package {package}`?"
+    elif key == "experiment" and file_name.startswith("experiment/"):
+        # There is no section `experiment`; a file without its first line sets keys below it.
+        text += f"; does {file_name}.yaml begin with `# @package _global_`?"
+    elif file_name.startswith(("dataset/", "benchmark/")):
+        text += f"; does {file_name}.yaml begin with `# @package {file_name.replace('/', '.')}`?"
     return redact(text)

@@ -107,11 +107,8 @@ class Mitigation:
     def describe(self) -> str:
         """Describe it in a line, for console, page and card; empty where nothing is done."""
         labels = {"weight": "KL penalty weight"}
-        values = [
-            f"{labels.get(key, key)} {value}"
-            for key, value in vars(self).items()
-            if value and key != "name"
-        ]
+        set_values = {key: value for key, value in vars(self).items() if value and key != "name"}
+        values = [f"{labels.get(key, key)} {value}" for key, value in set_values.items()]
         named = f"{self.name}: {self.description}" if self.description else self.name
         return ", ".join([named, *values]) if self.is_active else ""
 

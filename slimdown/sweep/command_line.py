@@ -214,14 +214,14 @@ class _Composer:
             All are left out if they make too many runs to check. Problems are added to `problems`.
         """
         overrides_by_key: dict[str, list[Override]] = {}
+        counts: Counter[str] = Counter()  # how often each key is given
         for text in self.line.overrides:
-            overrides = self.parse(text)
-            if not overrides:
-                continue
-            key = overrides[0].key_or_group
-            if key in overrides_by_key:
-                self.problems.append(f"{key} is given 2 times; keep one of them")
-            overrides_by_key[key] = overrides
+            if overrides := self.parse(text):
+                key = overrides[0].key_or_group
+                counts[key] += 1
+                overrides_by_key[key] = overrides
+        repeated = {key: n for key, n in counts.items() if n > 1}
+        self.problems += [f"{k} is given {n} times; keep one of them" for k, n in repeated.items()]
         if prod(map(len, overrides_by_key.values())) > _MOST_RUNS:
             self.problems.append(f"this sweep has more than {_MOST_RUNS:,} runs; try fewer values")
             return {}
@@ -269,29 +269,55 @@ class _Composer:
             yield f"{text}: no value is left to try"
         if override.is_sweep_override() and not self.line.is_sweep:
             yield f"{text}: several values are a sweep; begin it with -m"
-        if redact_uri(text) != text:
+        if redact_uri(text) != text:  # it holds an address with a password
             advice = "set MLFLOW_TRACKING_URI, or ${oc.env:NAME}"
             if key == "tuned":
                 advice = "leave it out; a server's key is read from the variable OPENAI_API_KEY"
             yield f"{redact(text)}: others can read a password here; {advice}"
-        # The choice of a group inside a group has a slash, and a setting a dot. People write
-        # hydra.launcher=joblib, which must be hydra/launcher=joblib.
-        group = key.replace(".", "/")
-        is_group = "." in key and self.line.is_choice(group)
-        if is_group and (names := self._loader.get_group_options(group)):
+        # The key is that of a setting of Hydra, of a group of files, or of a setting of slimdown.
+        if key.startswith("hydra."):
+            # Hydra checks its settings when it composes. Only a common mistake is answered here:
+            # hydra.launcher=joblib, which must be hydra/launcher=joblib.
+            group = key.replace(".", "/")
             for single in singles:
-                choice = single.value()
-                if type(choice) is str:  # the name of a choice, and no settings of the group
-                    yield f"{text}: choose it by {group}=...{nearest(choice, names)}"
-        if not self.line.is_choice(key):  # then it is the key of a setting
-            if problem := explain_unknown_key(key, RunConfig):
-                yield problem
-        elif names := self._loader.get_group_options(key):
-            # Hydra's own choices, those of --config-dir, and those of other packages.
-            own = list_group_choices(key, self.line.folders)
-            known = sorted({*names, *own, *list_added_choices(key)})
+                value = single.value()  # a text can only be meant as the name of a choice
+                if type(value) is str and (names := self._loader.get_group_options(group)):
+                    yield f"{text}: choose it by {group}=...{nearest(value, names)}"
+        elif self.line.is_choice(key):  # a group
             for single in singles:
-                yield from _find_choice_problems(text, key, single.value(), known)
+                yield from self._find_choice_problems(text, key, single.value())
+        elif problem := explain_unknown_key(key, RunConfig):
+            yield problem
+
+    def _find_choice_problems(self, text: str, group: str, value: Any) -> Iterator[str]:
+        """Yield what is wrong with the choice, or the list of choices, that an argument makes.
+
+        Args:
+            text: The argument as the user typed it.
+            group: Its key.
+            value: The name of a choice, or a list of names.
+        """
+        # Only datasets and benchmarks take a list. In another group, a list counts as one choice,
+        # which does not exist.
+        choices = value if group in _LISTS and isinstance(value, list) else [value]
+        # a/rows.jsonl and b/rows.jsonl would both be called `rows` in settings. To name one file
+        # twice is no problem, so it counts once.
+        counts = Counter(name_choice(group, choice) for choice in {*map(str, choices)})
+        if shared_names := [name for name, n in counts.items() if n > 1]:
+            yield f"{text}: two are called {min(shared_names)}; rename one"
+        # The files of slimdown and of --config-dir, and what other packages add.
+        known = [*list_group_choices(group, self.line.folders), *list_added_choices(group)]
+        for choice in choices:
+            is_none = choice is None and group in _PRESETS  # `suite=null` chooses no suite
+            if is_none or choice in known or is_open_choice(group, choice):
+                continue
+            # Hydra has choices of its own, such as hydra/launcher=basic. To list them takes 7 ms,
+            # so it is done only here. Hydra lists none of a group that only --config-dir has, and
+            # refuses a wrong choice of it by itself when it composes.
+            in_hydra = self._loader.get_group_options(group)
+            if in_hydra and choice not in in_hydra:
+                advice = nearest(str(choice), sorted({*known, *in_hydra}))
+                yield f"{group}={choice}: there is no such {group}{advice}"
 
     def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
         """Check a search: compose a run with each choice, and with both ends of each range.
@@ -361,19 +387,19 @@ class _Composer:
             section = re.split("[.=]", argument.lstrip("+"))[0]
             if section in config.idle_sections:  # it would have no effect
                 self.problems.append(f"{argument}: leave it out; {reader} does not read it")
+        # Settings that the run does not read are not shown, such as the dataset's with `tuned`.
+        used = {k: v for k, v in values.items() if k.partition(".")[0] not in config.idle_sections}
         set_keys = [override.key_or_group for override in set_overrides]
-        shown = self._choose_shown(composed, values, choices, set_keys)
+        shown = self._choose_shown(composed, used, choices, set_keys)
         return ComposedRun(arguments, config, model, shown)
 
     def _check_tasks(self, composed: DictConfig) -> None:
         """Check the names of the harness's tasks that no run before had."""
         files = list_group_choices("benchmark", self.line.folders)
-        new_names = [n for n in composed.benchmark if n not in {*files, *self._checked}]
-        tasks = {name: composed.benchmark[name] for name in new_names}
-        self._checked |= {*new_names}
+        tasks = {n: b for n, b in composed.benchmark.items() if n not in {*files, *self._checked}}
+        self._checked |= {*tasks}
         if tasks:
-            folder = composed.evaluation.include_path
-            self.problems += check_task_names(tasks, folder, files)
+            self.problems += check_task_names(tasks, composed.evaluation.include_path, files)
 
     def _choose_shown(
         self,
@@ -382,36 +408,34 @@ class _Composer:
         choices: Sequence[str],
         set_keys: Sequence[str],
     ) -> dict[str, str]:
-        """Choose the settings that MLflow shows: what was set, and what differs from the files.
+        """Return the settings that MLflow shows: what was set, and what differs from the files.
 
-        What a preset (an experiment or a suite) changes in other groups' files is shown, too.
+        MLflow shows the model, the datasets and the benchmarks of every run, so these choices are
+        left out. So are Hydra's settings, and those in `_UNSHOWN_SETTINGS`.
 
         Args:
             composed: All settings of the run.
-            values: The same by dotted key, before interpolations such as ${lora.r} are resolved. So
-                a setting that only follows another one does not differ from the files.
+            values: Those that the run reads by dotted key, before interpolations such as ${lora.r}
+                are resolved. So a setting that only follows another one does not differ from the
+                files.
             choices: GROUP=CHOICE of each group that was chosen.
             set_keys: The keys of the settings that were set.
 
         Returns:
-            The texts of their values by dotted key, and the chosen names by group. The model, the
-            datasets and the benchmarks are not among the groups: MLflow shows them for every run.
+            The chosen names by group, such as `lora`, and the texts of values by dotted key, such
+            as `lora.r`.
         """
         parsed = [choice.lstrip("+").partition("=") for choice in choices]
         chosen = {group: name for group, _, name in parsed}
-        files = list(choices)  # GROUP=CHOICE of the files that the settings are compared with
-        # With a preset, the settings are compared with the same files composed without it. It may
-        # have chosen datasets and benchmarks, so all that the run has of these are named.
-        if chosen.keys() & {*_PRESETS}:
-            lists = {group: f"[{','.join(map(str, composed[group]))}]" for group in _LISTS}
-            all_chosen = (chosen | lists).items()
-            files = [f"{group}={name}" for group, name in all_chosen if group not in _PRESETS]
-        try:
-            file_values = self._compose_files(files).values
-        except (HydraException, OmegaConfBaseException):  # a preset defines its own dataset
-            file_values = values  # then nothing differs
         left_out = ("hydra", "model", *_LISTS)  # groups
         shown = {group: name for group, name in chosen.items() if not group.startswith(left_out)}
+        file_values = self._compose_files(list(choices)).values
+        if chosen.keys() & {*_PRESETS}:
+            # What a preset (an experiment or a suite) changes in other groups' files is shown, too.
+            # So the values are compared with those that the files have without it. If the preset
+            # defines a dataset, which then has no file, the files only compose together with it.
+            with suppress(HydraException, OmegaConfBaseException):
+                file_values = self._compose_without_presets(composed, chosen)
         # A key is set if it or a section around it is among `set_keys`. With the dot, `lora.r` is
         # no prefix of `lora.rank`.
         set_prefixes = tuple(f"{key}." for key in set_keys)
@@ -422,6 +446,25 @@ class _Composer:
                 is_list = isinstance(resolved, ListConfig)
                 shown[key] = ",".join(map(str, resolved)) if is_list else str(resolved)
         return shown
+
+    def _compose_without_presets(
+        self, composed: DictConfig, chosen: dict[str, str]
+    ) -> dict[str, Any]:
+        """Return the values by dotted key that a run's files have without an experiment or a suite.
+
+        Args:
+            composed: All settings of the run. A preset may have chosen its datasets and benchmarks,
+                so the files of all that the run has are composed.
+            chosen: The chosen names by group.
+
+        Raises:
+            HydraException, OmegaConfBaseException: A dataset or benchmark has no file, because the
+                preset itself defines it.
+        """
+        names = {group: name for group, name in chosen.items() if group not in _PRESETS}
+        for group in _LISTS:
+            names[group] = f"[{','.join(map(str, composed[group]))}]"
+        return self._compose_files([f"{group}={name}" for group, name in names.items()]).values
 
     def _find_base(self, composed: DictConfig, overrides: Sequence[Override]) -> ModelConfig | None:
         """Return the base of the adapter that `tuned` names, if it must be chosen as the model.
@@ -484,25 +527,6 @@ def _explain_syntax(text: str, error: Exception) -> str:
     if "token recognition" in reason and '"' not in content:
         advice = f"""; a text with signs is quoted twice: '{setting}="{content}"'"""
     return f"{text!r} is not setting=value: {reason}{advice}"
-
-
-def _find_choice_problems(text: str, key: str, value: Any, known: list[str]) -> Iterator[str]:
-    """Find what is wrong with the choice, or the list of choices, that an argument makes.
-
-    Args:
-        text: The argument as the user typed it.
-        key: The group.
-        value: A name, or a list of names.
-        known: The names that the group has files or extensions for.
-    """
-    if isinstance(value, list):
-        counts = Counter(name_choice(key, name) for name in {*map(str, value)})
-        if alike := [name for name, n in counts.items() if n > 1]:
-            yield f"{text}: two are called {min(alike)}; rename one"
-    for name in value if isinstance(value, list) and key in _LISTS else [value]:
-        is_none = key in _PRESETS and name is None
-        if not (is_none or name in known or is_open_choice(key, name)):
-            yield f"{key}={name}: there is no such {key}{nearest(str(name), known)}"
 
 
 def _set_value(composed: DictConfig, override: Override) -> str:

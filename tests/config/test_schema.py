@@ -1,5 +1,7 @@
 """What can be set composes to what the paper and the files of `conf/` say."""
 
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from builders import Compose
 from slimdown.config.benchmark_config import BenchmarkConfig, PaperMetric
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.dataset_config import DatasetConfig
+from slimdown.config.fields import build_choice
 from slimdown.config.naming import base_settings, flatten
 from slimdown.config.paths import list_group_choices
 from slimdown.config.schema import RunConfig
@@ -166,3 +169,21 @@ def test_one_limit_for_all_benchmarks_is_the_limit_of_each(composed: Compose) ->
     assert flatten(limited) == flatten(composed(*by_hand))
     with pytest.raises(ConfigError, match=r"evaluation\.limit must be at least 1"):
         composed("evaluation.limit=0")
+
+
+Speed = StrEnum("Speed", "slow fast")
+
+
+@dataclass
+class HurriedSettings:
+    name: str
+    speed: Speed = Speed.slow
+    fallback: Speed | None = None
+
+
+def test_a_choice_may_have_an_enumeration_that_may_be_null() -> None:
+    kinds = {"hurried": HurriedSettings}
+    settings = build_choice("keep", kinds, {"name": "hurried", "fallback": "fast"})
+    assert (settings.speed, settings.fallback) == (Speed.slow, Speed.fast)
+    with pytest.raises(ConfigError, match="fallback='best' must be one of slow, fast"):
+        build_choice("keep", kinds, {"name": "hurried", "fallback": "best"})

@@ -82,6 +82,10 @@ def test_all_mistakes_are_listed_in_one_answer() -> None:
     ]  # fmt: skip
 
 
+def test_a_setting_that_is_given_three_times_is_one_mistake() -> None:
+    assert refuse("seed=1", "seed=2", "seed=3") == ["seed is given 3 times; keep one of them"]
+
+
 def test_the_runs_of_a_sweep_are_composed_as_hydra_would() -> None:
     plan = compose_line("lora.r=8,16", "-m", "model=llama32,tinyllama", "++seed=7")
     assert [(run.config.model.id.split("/")[0], run.config.lora.r) for run in plan.runs] == [
@@ -293,6 +297,7 @@ QUICK = {"suite": "quick"} | {f"benchmark.{name}.limit": n for name, n in LIMITS
         (["lora.target_modules=[q_proj,v_proj]"], {"lora.target_modules": "q_proj,v_proj"}),
         (["dataset=alpaca", "benchmark=[gsm8k]", *GSM8K_9], {"benchmark.gsm8k.limit": "9"}),
         (["model=smollm2", "suite=quick"], QUICK),
+        (["tuned=pocket:model", "suite=quick"], QUICK | {"tuned": "pocket:model"}),
     ],
 )
 def test_what_was_set_or_brought_is_shown(settings: list[str], shown: dict[str, str]) -> None:
