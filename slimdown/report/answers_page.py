@@ -71,13 +71,13 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         The page, smaller than 5 MB. It shows the clearest changes of each benchmark, cuts long
         texts, and says what it leaves out.
     """
-    pairs = findings.pairs
+    pairs, benchmarks = findings.pairs, findings.benchmarks
     changes = {
         # If several answers were drawn to a question, only the first one's text is recorded.
         benchmark: list(_list_changes(number, benchmark, pair.with_first_answers))
         for number, (benchmark, pair) in enumerate(pairs.items())
     }
-    answers_by_benchmark = _fit_answers(changes, findings.benchmarks)
+    answers_by_benchmark = _fit_answers(changes, benchmarks)
     counts: list[dict[str, Any]] = []
     for benchmark, benchmark_changes in changes.items():
         answers = answers_by_benchmark[benchmark]
@@ -106,9 +106,7 @@ def render_answers_page(findings: Findings, name: str, report: str, place: str) 
         n_shown=len(all_answers),
         has_choices=any("choices" in answer for answer in all_answers),
         # `acc_norm` takes the choice that is likeliest per character, and the page says so.
-        by_length=[
-            n for n, b in findings.benchmarks.items() if Metric(b.metric).name == "acc_norm"
-        ],
+        by_length=[n for n, b in benchmarks.items() if Metric(b.metric).name == "acc_norm"],
         data=Markup(_write_json(data)),
     )
 

@@ -219,17 +219,16 @@ def _find_asked_twice(
         cannot be asked so. And lines for the user, which say what differs and what is asked twice.
     """
     # With `differences`, the files of both models say how they are served.
-    assert external.serving
-    assert external.base_serving
+    serving, base_serving = external.serving, external.base_serving
+    assert serving
+    assert base_serving
     notes = [f"The tuned model is served differently: {line}." for line in external.differences]
     try:
         # No weights are needed to check prompts. An adapter's outline is that of the base.
         outline = external.outline or external.base.outline
         model = external.serve(replace(external.base, model=outline, outline=outline))
         templates = external.tokenizer.chat_template, model.tokenizer.chat_template
-        asked_twice = find_served_otherwise(
-            tasks, evaluation, templates, external.serving, external.base_serving
-        )
+        asked_twice = find_served_otherwise(tasks, evaluation, templates, serving, base_serving)
         # A backend with a module of its own, such as vLLM, does not apply the settings of the tuned
         # model's files.
         if asked_twice and BACKENDS[evaluation.backend].module:

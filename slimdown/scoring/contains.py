@@ -124,10 +124,8 @@ class Contains(Score):
     def list_extras(self, accepted: Sequence[str], record: Mapping[str, Any]) -> Rule:
         """Read the forbidden texts."""
         forbidden = record.get("forbidden") or []
-        is_list = isinstance(forbidden, list) and all(
-            isinstance(text, str) and to_text(text) for text in forbidden
-        )
-        if not is_list:
+        is_list = isinstance(forbidden, list)
+        if not is_list or not all(isinstance(text, str) and to_text(text) for text in forbidden):
             wanted = f"must be a list of texts and is for score=contains, got {forbidden!r}"
             raise DataError(f"forbidden {wanted}"[:200])
         for answer in accepted:

@@ -32,16 +32,13 @@ def find_languages(text: str) -> list[str]:
     """
     sentences = [sentence for sentence in _SENTENCE_END.split(text) if _is_long(sentence)]
     with_letters = [part for part in sentences or [text] if re.search(r"[^\W\d_]", part)]
-    return list(dict.fromkeys(map(_identify, with_letters)))
+    languages = [str(_load_identifier().classify(part)[0]) for part in with_letters]
+    return list(dict.fromkeys(languages))  # each once, in the order of the text
 
 
 def _is_long(sentence: str) -> bool:
     shortest = _SHORTEST_OF_HAN if _HAN_OR_KANA.search(sentence) else _SHORTEST
     return len(sentence.strip()) >= shortest
-
-
-def _identify(text: str) -> str:
-    return str(_load_identifier().classify(text)[0])
 
 
 @cache

@@ -69,10 +69,8 @@ def read_number(text: str) -> float | None:
         sentence = re.split(r"[.!?](?=\s|$)|\n", behind, maxsplit=1)[0]
         beginning = _BEGINS_WITH_NUMBER.match(sentence)
         parts = [beginning[0] if beginning else sentence, behind, text]
-    for part in parts:
-        if _has_number(part):
-            return _read_last(_cut_behind_result(part))
-    return None
+    part = next(filter(_has_number, parts), None)
+    return _read_last(_cut_behind_result(part)) if part else None
 
 
 def is_number(text: str) -> bool:
@@ -82,9 +80,8 @@ def is_number(text: str) -> bool:
     (True, True, False, False)
     """
     text = _write_plainly(text)
-    return read_number(text) is not None and (
-        _ANSWER_IS.search(text) is not None or len(_IN_DIGITS.findall(text)) < 2
-    )
+    is_clear = bool(_ANSWER_IS.search(text)) or len(_IN_DIGITS.findall(text)) < 2
+    return is_clear and read_number(text) is not None
 
 
 def _write_plainly(text: str) -> str:

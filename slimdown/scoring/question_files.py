@@ -38,9 +38,8 @@ def find_question_file(path: str) -> Path:
     file = _OWN_FOLDER / f"{path.removeprefix(_OWN_PREFIX)}.jsonl"
     names = sorted(own.stem for own in _OWN_FOLDER.glob("*.jsonl"))
     if file.stem not in names:
-        raise DataError(
-            f"no such questions come with slimdown; {_OWN_PREFIX} takes one of {', '.join(names)}"
-        )
+        known = ", ".join(names)
+        raise DataError(f"no such questions come with slimdown; {_OWN_PREFIX} takes one of {known}")
     return file
 
 

@@ -112,9 +112,8 @@ def write_call(call: Any) -> str:
     with suppress(ValueError, RecursionError):  # a text that is no JSON is refused below
         if isinstance(arguments, str):  # JSON in a text, as OpenAI writes arguments
             arguments = STRICT_DECODER.decode(arguments)
-    has_two_names = {"function", "name"} <= fields.keys()
-    has_two_arguments = {"arguments", "parameters"} <= function.keys()
-    is_double = has_two_names or has_two_arguments
+    is_double = {"function", "name"} <= fields.keys()
+    is_double |= {"arguments", "parameters"} <= function.keys()
     if is_double or not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
     text = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, sort_keys=True)

@@ -38,9 +38,8 @@ class Rates:
 
 def write_costs(config: RunConfig, device: str, costs: Iterable[Cost]) -> str:
     """Write what the parts of a run cost, with the machine and the model, as JSON."""
-    speed = _describe_speed(config, device)
-    recorded = [asdict(cost) for cost in costs]
-    return json.dumps({**speed, "keep": config.keep.name, "costs": recorded})
+    facts = {**_describe_speed(config, device), "keep": config.keep.name}
+    return json.dumps({**facts, "costs": [asdict(cost) for cost in costs]})
 
 
 def find_rates(config: RunConfig, device: str) -> Rates:
