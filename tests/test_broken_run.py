@@ -227,53 +227,45 @@ def test_what_is_no_hub_is_found_before_torch_is_imported(tmp_path: Path) -> Non
 
 
 LOAD = """
+from slimdown.commands.process import set_up_process
+set_up_process()
 from slimdown.config.schema import ModelConfig
 from slimdown.models.base_model import load_base_tokenizer
+from transformers import AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_pretrained("me/empty", use_safetensors=True, revision="main")
+except OSError as error:
+    print(error)
 load_base_tokenizer(ModelConfig(id="me/it", args={}))
 """
 
 
-def test_a_model_is_not_loaded_where_the_hub_fails_to_send_its_template(tmp_path: Path) -> None:
-    """It would be asked otherwise, and nothing would say so."""
-    files = ("config.json", "tokenizer.json", "chat_template.jinja")
-    tree = [{"type": "file", "oid": "x", "size": 1, "path": name} for name in files]
-
-    class Hub(QuietHandler):
-        def do_HEAD(self) -> None:
-            text = (pocket.MODEL_DIR / "config.json").read_bytes()
-            if self.path.startswith("/api/"):
-                text = json.dumps(tree).encode() if "/tree/" in self.path else COMMIT
-            status = 501 if self.path.endswith(".jinja") else 200
-            self.answer(status, text, {"ETag": '"x"', "X-Repo-Commit": f"{7:040d}"})
-
-        do_GET = do_POST = do_HEAD
-
-    done = ask_by_script(LOAD, Hub, tmp_path)
-    assert re.search("model.id=me/it .* status 501", done.stderr)
-
-
-def test_weights_that_are_not_there_are_not_ordered_from_a_converter(tmp_path: Path) -> None:
+def test_what_the_hub_does_not_send_is_neither_ordered_nor_done_without(tmp_path: Path) -> None:
+    """A converter would make weights; a model without its template would be asked all the same."""
+    names = ("config.json", "tokenizer.json", "chat_template.jinja")
+    tree = [{"type": "file", "oid": "x", "size": 1, "path": name} for name in names]
     paths: list[str] = []
 
     class Hub(QuietHandler):
         def do_HEAD(self) -> None:
             paths.append(self.path)
-            headers = {"ETag": '"x"', "X-Repo-Commit": "a" * 40}
+            headers = {"ETag": '"x"', "X-Repo-Commit": f"{7:040d}"}
             if self.path.startswith("/api/"):
-                self.answer(200, COMMIT, headers)
-            elif self.path.endswith("/config.json"):
+                text = json.dumps(tree).encode() if "/me/it/tree/" in self.path else COMMIT
+                self.answer(200, text, headers)
+            elif self.path.endswith(".jinja"):
+                self.answer(501)
+            elif "/me/it/" in self.path or self.path.endswith("/config.json"):
                 self.answer(200, (pocket.MODEL_DIR / "config.json").read_bytes(), headers)
             else:
                 self.answer(404, headers=headers | {"X-Error-Code": "EntryNotFound"})
 
         do_GET = do_POST = do_HEAD
 
-    script = "from slimdown.commands.process import set_up_process; set_up_process()\n"
-    script += "from transformers import AutoModelForCausalLM as loader\n"
-    script += "loader.from_pretrained('me/it', use_safetensors=True, revision='main')"
-    done = ask_by_script(script, Hub, tmp_path)
-    assert "model.safetensors" in done.stderr
+    done = ask_by_script(LOAD, Hub, tmp_path)
+    assert "model.safetensors" in done.stdout
     assert not [path for path in paths if "/commits/" in path or "/discussions" in path]
+    assert re.search("model.id=me/it .* status 501", done.stderr)
 
 
 def test_what_is_wrong_with_a_very_long_key_can_be_read(tmp_path: Path) -> None:
