@@ -60,9 +60,9 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
     width, n_blocks = config.hidden_size, config.num_hidden_layers
     feed_forward_width = getattr(config, "intermediate_size", None) or 4 * width
     size = dtype.itemsize  # bytes of a number in `dtype`; one in float32 takes 4
-    # All bytes from here on are those that one token adds. The backward pass needs what the forward
-    # pass keeps, first because of the weights that are trained; here for all blocks together.
-    # LoRA computes in float32: each linear layer that it adapts keeps its input so.
+    # All bytes from here on are those of one token. First, what the forward pass keeps for the
+    # gradients of trained weights, in all blocks together. LoRA computes in float32: each linear
+    # layer that it adapts keeps its input in float32.
     lora_layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
     trained_bytes = sum(4 * layer.in_features for layer in lora_layers)
     # DoRA scales the output of the layer, in `dtype`, and that of its LoRA, in float32. It keeps
@@ -71,9 +71,9 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
     n_dora_outputs = sum(layer.out_features for layer in dora_layers)
     trained_bytes += (size + 4) * n_dora_outputs
     if all(parameter.requires_grad for parameter in model.parameters()):
-        # No adapter, but every weight is trained: each linear layer keeps its input. Queries, keys
-        # and values share one, and so do gate and up. That of the attention's output is among the
-        # products below; that of down is as wide as the feed-forward layer.
+        # No adapter, but every weight is trained: each linear layer keeps its input. The layers for
+        # queries, keys and values share an input, and so do gate and up. The input of down is as
+        # wide as the feed-forward layer. The attention's output is among the products below.
         trained_bytes += size * (feed_forward_width + 2 * width) * n_blocks
     # Second, what a block keeps whatever is trained: the inputs of its two norms in float32, and
     # the factors of its products. In the feed-forward layer these are gate before and after its
