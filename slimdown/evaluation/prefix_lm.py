@@ -257,14 +257,12 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             # written. If it is not known how thinking begins, a full text is taken for thinking.
             latest = prompt.rpartition(end)[2] + written
             never_ended = begin in latest if begin else is_full
-        if never_ended:  # all of it is thinking, which no stop text ends
-            return Answer(
-                "", written.strip().removeprefix(begin).strip(), never_ended, ran_out=is_full
-            )
         thinking, _, uncut_answer = written.rpartition(end) if end else ("", "", written)
         is_uncut = text.lstrip() == uncut_answer.lstrip()  # `HFLM` found no stop text in it
+        if never_ended:  # all of it is thinking, which no stop text ends
+            text, thinking, is_uncut = "", written, True
         thinking = thinking.strip().removeprefix(begin).strip()
-        return Answer(text, thinking, ran_out=is_full and is_uncut)
+        return Answer(text, thinking, never_ended, ran_out=is_full and is_uncut)
 
     def _list_ends(self) -> set[int | None]:
         """List the tokens that end a generated text.
@@ -300,18 +298,17 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             # Thinking may contain a stop text, so that only EOS may end what is written. `HFLM`
             # cuts the answer at its first stop text afterwards.
             stop = [self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
-        rules = self._rules
-        if rules.stops_alone:
-            # Only the tokens in `rules.stops` end an answer, so the texts of special tokens may not
-            # end it, not even that of EOS.
+        if self._rules.stops_alone:
+            # Only the tokens in the rules' `stops` end an answer. The texts of special tokens may
+            # not end it, not even that of EOS.
             added = self.tokenizer.added_tokens_decoder.values()
             special = {str(token) for token in added if token.special}
             stop = [text for text in stop if text not in special]
-        if rules.stops:
-            settings["eos_token_id"] = list(rules.stops)
-        elif rules.stops_alone:  # no token ends an answer: this is an id that no token has
+        if self._rules.stops:
+            settings["eos_token_id"] = list(self._rules.stops)
+        elif self._rules.stops_alone:  # no token ends an answer: this is an id that no token has
             settings["eos_token_id"] = [self.model.get_input_embeddings().num_embeddings]
-        settings |= rules.generation
+        settings |= self._rules.generation
         return super()._model_generate(context, max_length, stop, **settings)
 
 

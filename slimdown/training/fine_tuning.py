@@ -242,9 +242,7 @@ def fine_tune(
     model = _attach(base, config)
     if facts.start:  # the method takes its first values from the text of the rows
         facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
-    # A training resumes from the checkpoints of TRL's trainer. An engine with a module of its own
-    # trains without this trainer, so it leaves none. And no checkpoint holds the earlier weights
-    # that a watcher keeps.
+    # An engine's own module writes no checkpoints, and none holds the weights that a watcher keeps.
     resumes = facts.resumes and not watcher and not ENGINES[config.train.engine].module
     checkpoint_seconds = 60 * (config.train.checkpoint_minutes or math.inf) if resumes else math.inf
     callback = TrainingCallback(config.train, base.dtype, on_log, on_progress, checkpoint_seconds)
