@@ -78,16 +78,19 @@ def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
 
     A token sees the prefix, its context, and the earlier tokens of its own segment. The last token
     of the context predicts the first one of each answer. The last token of an answer is only
-    predicted. No padding lies in between, because some layers see a fixed number of columns.
+    predicted. The kept columns begin at the last token of the context. No padding lies in between,
+    because some layers see a fixed number of columns.
     """
     n_context = max(len(row.context) for row in rows) - n_prefix
     n_answers = max(row.answer_width for row in rows)
     shape = len(rows), n_context + n_answers
     ids, positions, segments = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
     batch = _Batch(ids, positions, segments, n_kept=1 + n_answers, scored=[], answers=[])
+    first_kept = n_context - 1  # the column of each context's last token
     for r, row in enumerate(rows):
-        context_columns = slice(n_context - len(row.context) + n_prefix, n_context)
-        ids[r, context_columns] = torch.tensor(row.context[n_prefix:])
+        context = row.context[n_prefix:]  # the part of it that is not cached
+        context_columns = slice(n_context - len(context), n_context)
+        ids[r, context_columns] = torch.tensor(context)
         segments[r, context_columns] = 1
         positions[r, context_columns] = torch.arange(n_prefix, len(row.context))
         begin = n_context  # the columns of an answer are begin:end
@@ -96,10 +99,11 @@ def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
             ids[r, begin:end] = torch.tensor(answer)[:-1]
             segments[r, begin:end] = segment
             positions[r, begin:end] = len(row.context) + torch.arange(len(answer) - 1)
-            # The kept column 0 is the context's last token, which predicts the answer's first one.
-            predicting_columns = (0, *range(1 + begin - n_context, 1 + end - n_context))
+            # The context's last token predicts the answer's first one. Each token of the answer
+            # predicts the next.
+            predicting_columns = [first_kept, *range(begin, end)]
             for column, token in zip(predicting_columns, answer, strict=True):
-                batch.scored.append((r, column, token))
+                batch.scored.append((r, column - first_kept, token))
             batch.answers.append((len(answer), requests))
             begin = end
     return batch
@@ -237,23 +241,28 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         Args:
             prompt: The prompt, because some templates begin the thinking in it.
             text: The answer as `HFLM` cut it: without thinking, and up to the first stop text.
+
+        Returns:
+            The answer, which is empty if the thinking never ended. It ran out of tokens if the
+            limit of tokens ended the text, unless a stop text ended the answer before.
         """
-        whole, tokens = self._written
+        written, tokens = self._written
         # Whether the text ended because it has as many tokens as it may have.
         is_full = len(tokens) == self._n_most and tokens[-1] not in self._list_ends()
         end = self.think_end_token
         begin = end.replace("/", "", 1) if end and "/" in end else ""  # <think> for </think>
-        thinking, _, rest = whole.rpartition(end) if end else ("", "", whole)
-        ran_out = is_full and text.lstrip() == rest.lstrip()  # no stop text cut it
         never_ended = False
-        if end and end not in whole:  # the model did not think, or it never stopped thinking
+        if end and end not in written:  # the model did not think, or it never stopped thinking
             # Thinking may begin in the prompt, behind that of earlier turns, or in what was
-            # written. If it is not known how thinking begins, a full answer is taken for thinking.
-            latest = prompt.rpartition(end)[2] + whole
+            # written. If it is not known how thinking begins, a full text is taken for thinking.
+            latest = prompt.rpartition(end)[2] + written
             never_ended = begin in latest if begin else is_full
-        if never_ended:  # a stop text in the thinking has not cut it
-            text, thinking, ran_out = "", whole, is_full
-        return Answer(text, thinking.strip().removeprefix(begin).strip(), never_ended, ran_out)
+        thinking, _, uncut_answer = written.rpartition(end) if end else ("", "", written)
+        is_uncut = text.lstrip() == uncut_answer.lstrip()  # `HFLM` found no stop text in it
+        if never_ended:  # all of it is thinking, which no stop text ends
+            text, thinking, is_uncut = "", written, True
+        thinking = thinking.strip().removeprefix(begin).strip()
+        return Answer(text, thinking, never_ended, ran_out=is_full and is_uncut)
 
     def _list_ends(self) -> set[int | None]:
         """List the tokens that end a generated text.
@@ -276,7 +285,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             **settings: Those of `generate` in transformers.
 
         Returns:
-            The tokens of prompts and answers.
+            The tokens of prompts and answers, [rows, at most `max_length`].
         """
         self._n_most = max_length - context.shape[1]
 
@@ -286,16 +295,19 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
         settings["logits_processor"] = LogitsProcessorList([report_progress])
         if self.think_end_token:
-            # Thinking may contain a stop text. `HFLM` cuts the answer there once it is written.
+            # Thinking may contain a stop text, so that only EOS may end what is written. `HFLM`
+            # cuts the answer at its first stop text afterwards.
             stop = [self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
-        if self._rules.stops_alone:  # then no special token is a stop text, such as that of EOS
+        if self._rules.stops_alone:
+            # Only the tokens in the rules' `stops` end an answer. The texts of special tokens may
+            # not end it, not even that of EOS.
             added = self.tokenizer.added_tokens_decoder.values()
             special = {str(token) for token in added if token.special}
             stop = [text for text in stop if text not in special]
-        if self._rules.stops or self._rules.stops_alone:
-            # Without stops, no token may end the answer, so this is an id that no token has.
-            unused_id = self.model.get_input_embeddings().num_embeddings
-            settings["eos_token_id"] = list(self._rules.stops) or [unused_id]
+        if self._rules.stops:
+            settings["eos_token_id"] = list(self._rules.stops)
+        elif self._rules.stops_alone:  # no token ends an answer: this is an id that no token has
+            settings["eos_token_id"] = [self.model.get_input_embeddings().num_embeddings]
         settings |= self._rules.generation
         return super()._model_generate(context, max_length, stop, **settings)
 
@@ -450,21 +462,23 @@ class VirtualTokensLM(GeneratingLM):
         return [generate([request], disable_tqdm=True)[0] for request in requests]
 
     def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
-        """Generate behind the virtual tokens, which the inner model gets as a filled cache."""
+        """Generate behind the virtual tokens, which the inner model gets as a filled cache.
+
+        Arguments and result are those of `GeneratingLM`; no virtual tokens are in the result.
+        """
         wrapped = self.model
         if not learns_prompt(wrapped) or wrapped._adapters_disabled:
             return super()._model_generate(context, max_length, stop, **settings)
         inner, name = get_inner_model(wrapped), name_cache_argument(wrapped)
         n_virtual = wrapped.active_peft_config.num_virtual_tokens
-        # The embeddings of a trained prompt, or the keys and values of a trained prefix as a cache.
-        prompt = wrapped.get_prompt(batch_size=len(context))
-        if isinstance(prompt, torch.Tensor):
+        learned = wrapped.get_prompt(batch_size=len(context))
+        cache = learned  # a trained prefix is a cache with keys and values
+        if isinstance(learned, torch.Tensor):  # a trained prompt has embeddings
             cache = DynamicCache()
-            embeddings = prompt.to(inner.get_input_embeddings().weight.dtype)
-            inner.base_model(inputs_embeds=embeddings, use_cache=True, **{name: cache})
-            prompt = cache
+            embeddings = learned.to(inner.get_input_embeddings().weight.dtype)
+            inner.base_model(inputs_embeds=embeddings, use_cache=True, **{name: cache})  # fills it
         mask = torch.nn.functional.pad(settings["attention_mask"], (n_virtual, 0), value=1)
-        settings |= {"attention_mask": mask, name: prompt}
+        settings |= {"attention_mask": mask, name: cache}
         # transformers skips as many tokens as the cache holds, so these zeros are never read.
         padded = torch.nn.functional.pad(context, (n_virtual, 0), value=0)
         try:

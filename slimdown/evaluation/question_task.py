@@ -109,7 +109,8 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
                 Then an answer may have several lines, and it ends at an empty one.
             phrases: The phrases of refusals that the user adds.
         """
-        self._rows = rows  # `download` takes them; the harness's constructor calls it
+        # The harness's constructor comes last: it calls `download`, which takes the rows.
+        self._rows = rows
         self._phrases = phrases
         self.has_messages = "conversation" in rows[0]
         is_exact = "choices" not in rows[0] and EXACT in list_used_scores(rows)
@@ -124,19 +125,17 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             config |= {"output_type": "multiple_choice", "doc_to_choice": "choices"}
             config["metric_list"] = [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}]
         else:
-            score = name_score(rows)
-            metric = "exact_match" if score == EXACT else score
-            # The filter only gives the metric its name, exact_match.strip: `apply_filters` reads
-            # the answers itself.
-            strip = {"name": "strip", "filter": [{"function": "take_first"}]}
-            ends = self._choose_ends(takes_numbers)
-            config |= {
-                "output_type": "generate_until",
-                "generation_kwargs": {"until": ends, "do_sample": False},
-                "filter_list": [strip] if score == EXACT else None,  # no row has another score
-                "metric_list": [{"metric": metric, **mean}],
-                "process_results": self._score_answer,
-            }
+            config |= {"output_type": "generate_until", "process_results": self._score_answer}
+            ends = self._choose_ends(takes_numbers)  # it reads `_rows` and `has_messages`
+            config["generation_kwargs"] = {"until": ends, "do_sample": False}
+            metric = name_score(rows)  # EXACT only if no row has another score
+            if metric == EXACT:
+                metric = "exact_match"
+                # This filter makes the metric's name exact_match.strip, and does nothing else:
+                # `apply_filters` reads the answers itself.
+                strip = {"name": "strip", "filter": [{"function": "take_first"}]}
+                config["filter_list"] = [strip]
+            config["metric_list"] = [{"metric": metric, **mean}]
             # Another version of a package may score answers differently. The evaluation's key is
             # made of this metadata, too.
             if packages := find_packages("score", list_used_scores(rows)):

@@ -25,7 +25,10 @@ _ADVICE = "The answers so far are kept: repeat the command when the server answe
 
 
 class _FinalError(BaseException):
-    """Carries an error through lm-eval's retries, which repeat a request after any `Exception`."""
+    """Carries an error through lm-eval's retries, which repeat a request after any `Exception`.
+
+    `ServedLM._use_clients` takes the error out again.
+    """
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -153,7 +156,7 @@ class ServedLM(VirtualTokensLM):
         """Have the server answer the messages that the prompts were made of."""
         written_requests = [self._write(request) for request in requests]
         self._chat.set_cache_hook(self.cache_hook)
-        with self._ask():
+        with self._use_clients():
             answers = self._chat.generate_until(written_requests)
         pairs = zip(answers, requests, strict=True)
         return [self._read(answer, request) for answer, request in pairs]
@@ -205,15 +208,15 @@ class ServedLM(VirtualTokensLM):
         `HFLM`; only `requests` is used.
         """
         self._prompts.set_cache_hook(self.cache_hook)
-        with self._ask():
+        with self._use_clients():
             return self._prompts._loglikelihood_tokens(requests)
 
     @contextmanager
-    def _ask(self) -> Iterator[None]:
-        """Inside, lm-eval's clients draw no bars and log nothing; their errors are explained.
+    def _use_clients(self) -> Iterator[None]:
+        """Make a context in which lm-eval's clients are silent, and their errors are explained.
 
-        Their bars cannot be turned off, so standard error is hidden. slimdown's own bar is drawn by
-        rich, which finds the true file by `rich_proxied_file`.
+        They log nothing in it. Their bars cannot be turned off, so standard error is hidden.
+        slimdown's own bar is drawn by rich, which finds the true file by `rich_proxied_file`.
 
         Raises:
             ModelError: A client failed inside.
@@ -228,6 +231,8 @@ class ServedLM(VirtualTokensLM):
                 try:
                     yield
                 except _FinalError as final:
+                    # It carries a client's error that no repetition of the request would mend.
+                    # `explain_errors` knows the errors of clients, but not the one around them.
                     raise final.error from None
         finally:
             log.setLevel(level)

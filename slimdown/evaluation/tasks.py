@@ -235,7 +235,7 @@ def load_tasks(
         for i, (name, benchmark) in enumerate(benchmarks.items()):
             on_progress(i, len(benchmarks), name)
             files_hash = ""
-            if benchmark.path is not None:  # a file of the user's own questions
+            if benchmark.path is not None:  # a file of the user's own questions; no task files
                 rows = read_questions(benchmark.path, benchmark.score)
                 found = {"tasks": {benchmark.task: make_file_task(benchmark, rows)}}
             else:
@@ -245,7 +245,9 @@ def load_tasks(
                     if lacking is None:
                         raise
                     if is_silence(error) and not loaded:
-                        # The hub does not answer. Every other benchmark would wait for it as long.
+                        # The hub does not answer, and every other benchmark would wait for it as
+                        # long. Once one is loaded, the wait is worth it: there is then something to
+                        # measure, and those that the hub does not give are left out.
                         raise DataError(f"{error}. {_MEASURE_CACHED}") from None
                     lacking[name] = str(error)
                     continue
@@ -373,6 +375,9 @@ def _check_task(
 ) -> BenchmarkTask:
     """Return a benchmark with its harness tasks, after every setting is checked or filled in.
 
+    Metric, number of worked examples and chance are filled in where the benchmark does not set
+    them. Then the settings are checked, and the tasks get their number of worked examples.
+
     Args:
         name: The benchmark's name.
         benchmark: Its settings. The harness's tasks decide what is not set.
@@ -388,6 +393,7 @@ def _check_task(
     config = ResolvedBenchmark.of(benchmark)  # what is not set is filled in below
     usable = _find_usable_metrics(tasks)
     group = found.get("groups", {}).get(benchmark.task)
+    # The metrics that a group averages over its tasks, and how; none for a single task or a tag.
     group_metrics = getattr(group, "aggregate_metric_list", None) or ()
     metric_names = list(first.higher_is_better())
     filters = [settings["name"] for settings in first.config.filter_list or [{"name": "none"}]]
@@ -408,10 +414,12 @@ def _check_task(
     if benchmark.num_fewshot is None and len(shots) == 1:
         config.num_fewshot = shots.pop()
     weights_by_size = {metric.metric: metric.weight_by_size for metric in group_metrics}
+    # A group's mean is over its tasks only if its metric says so, and otherwise over questions.
     weighs_tasks_alike = not weights_by_size.get(Metric(config.metric).name, True)
     if benchmark.chance is None:
         config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
-    own_metrics: list[str] = []  # that slimdown computes itself
+    # What slimdown computes itself. A benchmark must name such a metric to have it as primary one.
+    own_metrics: list[str] = []
     if all(task.OUTPUT_TYPE == "multiple_choice" for task in tasks.values()):
         own_metrics.append(CHOICE_PROBABILITY)
     if config.numeric_tolerance is not None and first.OUTPUT_TYPE == "generate_until":
@@ -523,6 +531,9 @@ def _set_shots(name: str, config: ResolvedBenchmark, task: Any) -> None:
 def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[str] | None) -> None:
     """Set how generated answers are drawn, how long they may be, and where they end.
 
+    The harness's tasks get the benchmark's settings, and `repeats`, the number of answers to each
+    question. `repeats` needs a temperature, because without one every answer is the same.
+
     Args:
         task: The benchmark; it is changed.
         max_gen_toks: The most tokens of an answer, if the benchmark does not set it.
@@ -540,7 +551,7 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
     if config.temperature:  # a model's generation_config.json could set another top_p or top_k
         chosen |= {"do_sample": True, "temperature": config.temperature, "top_p": 1.0, "top_k": 0}
     chosen = {key: value for key, value in chosen.items() if value is not None}
-    if not chosen:
+    if not chosen:  # nor can `repeats` be set, which needs a temperature
         return
     if not task.generates:
         names = "max_gen_toks, stop, temperature and repeats"

@@ -31,9 +31,10 @@ _HARMLESS = frozenset([
     "use_rslora",
 ])
 # fmt: on
-# All other settings must be unset, or have one of these values.
+# All other settings must be unset, or be among these: those of a plain LoRA, of each rank that vLLM
+# has room for.
 _PLAIN = {"peft_type=LORA", "bias=none", "init_lora_weights=True"}
-_PLAIN |= {f"r={rank + 1}" for rank in range(_MAX_RANK)}
+_PLAIN |= {f"r={rank}" for rank in range(1, _MAX_RANK + 1)}
 
 
 def find_problems(config: RunConfig) -> Iterator[str]:
@@ -80,9 +81,11 @@ def check_tuned(config: RunConfig) -> None:
 
     if tuned := config.tuned_model:
         file = fetch_tuned_model(tuned) / "adapter_config.json"
+        # A whole model has no such file: vLLM takes it.
         settings = read_adapter_config(file.parent).items() if file.is_file() else ()
         used = {f"{name}={value}" for name, value in settings if value and name not in _HARMLESS}
-        # Sorted, so that the message names the kind of adapter if vLLM does not take this kind.
+        # `_PLAIN` has `r=RANK` for each rank that vLLM takes, so a larger rank is odd, too. Sorted,
+        # so that the message names the kind of adapter first if vLLM does not take this kind.
         if odd := sorted(used - _PLAIN, key=lambda text: ("peft_type" not in text, text)):
             raise ModelError(
                 f"{tuned.named}: evaluation.backend=vllm takes a plain LoRA of rank "

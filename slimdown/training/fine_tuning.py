@@ -240,6 +240,7 @@ def fine_tune(
             `step_splits`. All processes use those of the first. None: as the settings say.
         watcher: The trainer's callback that may end the training and put earlier weights back. Its
             `stopped` says why; `kept_step` is the step of these weights, None if there are none.
+            `_Training.run` copies both to the `TrainingCallback`, from which the result has them.
 
     Returns:
         The tuned model in evaluation mode, and what the training did.
@@ -257,7 +258,7 @@ def fine_tune(
     model = _attach(base, config)
     if facts.start:  # the method takes its first values from the text of the rows
         facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
-    # No checkpoint would hold the earlier weights that a watcher keeps.
+    # An engine's own module writes no checkpoints, and none holds the weights that a watcher keeps.
     resumes = facts.resumes and not watcher and not ENGINES[config.train.engine].module
     checkpoint_seconds = 60 * (config.train.checkpoint_minutes or math.inf) if resumes else math.inf
     callback = TrainingCallback(config.train, base.dtype, on_log, on_progress, checkpoint_seconds)

@@ -134,5 +134,6 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.LoggedAnswer:
     if not is_choosing:
         return str(doc["id"]), 0.0, fields
     fields |= {"choices": tuple(choices), "log_likelihoods": tuple(log_likelihoods)}
+    # This also adds p_right to `scores`, which `fields` holds.
     fields["answers"] = add_p_right(scores, choices, log_likelihoods, str(fields["target"]))
     return str(doc["id"]), 1 / len(set(choices)), fields
