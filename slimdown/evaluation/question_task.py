@@ -18,7 +18,7 @@ from slimdown.utils.extensions import find_packages
 
 # The key of an evaluation contains these versions. If answers or texts are scored in another way,
 # raise the version, so that stored evaluations are not reused.
-_VERSION = 3
+_VERSION = 4
 _TEXT_VERSION = 3
 
 
