@@ -269,12 +269,12 @@ def _load_benchmark(name: str, benchmark: BenchmarkConfig, manager: Any) -> Benc
     from slimdown.evaluation.question_task import make_file_task
 
     if benchmark.path is not None:
-        rows = read_questions(benchmark.path, benchmark.score)
-        return _check_task(name, benchmark, {benchmark.task: make_file_task(benchmark, rows)})
+        task = make_file_task(benchmark, read_questions(benchmark.path, benchmark.score))
+        return _resolve_benchmark(name, benchmark, {benchmark.task: task})
     found = _load_from_harness(name, benchmark.task, manager)
     group = found["groups"].get(benchmark.task)  # None: it is a single task, or a tag
     group_metrics = getattr(group, "aggregate_metric_list", None) or ()
-    checked = _check_task(name, benchmark, found["tasks"], group_metrics)
+    checked = _resolve_benchmark(name, benchmark, found["tasks"], group_metrics)
     files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
     return replace(checked, files_hash=files_hash)
 
@@ -386,13 +386,13 @@ def _find_task_folders(names: set[str]) -> list[str]:
     return sorted(folders)
 
 
-def _check_task(
+def _resolve_benchmark(
     name: str, benchmark: BenchmarkConfig, tasks: dict[str, Any], group_metrics: Sequence[Any] = ()
 ) -> BenchmarkTask:
-    """Return a benchmark with its harness tasks, after every setting is checked or filled in.
+    """Return a benchmark with its harness tasks and with all of its settings.
 
-    Metric, number of worked examples and chance are filled in where the benchmark does not set
-    them. Then the settings are checked, and the tasks get their number of worked examples.
+    The metric, the number of worked examples and the chance are filled in where the benchmark does
+    not set them. All settings are checked, and the tasks get their number of worked examples.
 
     Args:
         name: The benchmark's name.
@@ -412,39 +412,41 @@ def _check_task(
     candidates = [Metric(metric, filter_name) for metric in usable_names for filter_name in filters]
     if benchmark.metric is None:
         config.metric = _choose_metric(candidates, group_metrics, first)
-    # If the tasks of a group differ in their worked examples, each keeps its own number.
-    shots = {task.config.num_fewshot or 0 for task in tasks.values()}
-    if benchmark.num_fewshot is None and len(shots) == 1:
-        config.num_fewshot = shots.pop()
-    weights_by_size = {metric.metric: metric.weight_by_size for metric in group_metrics}
-    # A group's mean is over its tasks only if its metric says so, and otherwise over questions.
-    weighs_tasks_alike = not weights_by_size.get(Metric(config.metric).name, True)
-    if benchmark.chance is None:
-        config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
-    # What slimdown computes itself. A benchmark must name such a metric to have it as primary one.
+    # What slimdown computes itself, and takes as primary metric only if the settings name it.
     own_metrics: list[str] = []
     if all(task.OUTPUT_TYPE == "multiple_choice" for task in tasks.values()):
         own_metrics.append(CHOICE_PROBABILITY)
     if config.numeric_tolerance is not None and first.OUTPUT_TYPE == "generate_until":
         own_metrics.append(FLEXIBLE)
     usable.update(own_metrics)
-    _check_clusters(name, config, tasks)
     _check_metric(name, config, first, usable, [*candidates, *own_metrics])
+    # If the tasks of a group differ in their worked examples, each keeps its own number.
+    shots = {task.config.num_fewshot or 0 for task in tasks.values()}
+    if benchmark.num_fewshot is None and len(shots) == 1:
+        config.num_fewshot = shots.pop()
+    # A group averages these metrics over its tasks, and all others over all questions.
+    means_over_tasks = {metric.metric for metric in group_metrics if not metric.weight_by_size}
+    weighs_tasks_alike = Metric(config.metric).name in means_over_tasks
+    if benchmark.chance is None:
+        config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
+    _check_clusters(name, config, tasks)
     for task in tasks.values():
         _set_shots(name, config, task)
     return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike)
 
 
 def _choose_metric(candidates: list[Metric], group_metrics: Sequence[Any], first: Any) -> str:
-    """Choose the primary metric of a benchmark that sets none: what its group reports, if it can.
+    """Choose the primary metric of a benchmark whose settings name none.
+
+    If some usable metrics are what the benchmark's group reports as its score, only these count.
 
     Args:
         candidates: The usable metrics, each with every filter, in the task's order.
         group_metrics: The metrics that a group averages over its tasks, as the harness has them.
-        first: One of the harness's tasks, which stands for all.
+        first: One of the harness's tasks, which stands for all of a group.
 
     Returns:
-        The metric. If none is usable, the name of an unusable one or "none".
+        The metric with its filter. If none is usable, the name of an unusable one or "none".
     """
     reported: list[Metric] = []
     for metric in group_metrics:
