@@ -546,8 +546,7 @@ def answer_chunk(
         for request in requests:
             for repeat in range(0, request.repeats, n_together):
                 # The seed depends on the question and the repeat alone, so both models and a
-                # repeated run draw alike.
-                # Seven bytes surely fit in the 64 bits of torch's seed.
+                # repeated run draw alike. Seven bytes fit in the 64 bits of torch's seed.
                 seed = sha256(f"{request.task_name} {request.doc_id} {repeat}".encode()).digest()
                 torch.manual_seed(int.from_bytes(seed[:7]))
                 responses += lm.generate_until([request] * n_together, disable_tqdm=True)
