@@ -337,19 +337,19 @@ def write_svg(figure: Figure) -> str:
         figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML declaration: the element is put into a page
-    # its one style rule would hold for the whole page
+    # The element's one style rule would hold for the whole page.
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
-    # keep only ids that something refers to; the salt makes these unique to this figure
+    # Keep only ids that something refers to. The salt makes these unique to this figure.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
-    # Replace the opening tag: its fixed size in points goes, only the view box (\1) stays, so that
+    # Replace the opening tag. Its fixed size in points goes and only the view box stays, so that
     # the page decides the size. The title is what a screen reader says.
-    opening = (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        rf'\1 role="img"><title>{escape(str(figure.get_label()))}</title>'
-    )
-    return re.sub(r'<svg[^>]*(viewBox="[^"]*")[^>]*>', opening, svg, count=1).strip()
+    opening, _, content = svg.partition(">")
+    view_box = re.findall('viewBox="[^"]*"', opening)[0]
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    title = escape(str(figure.get_label()))
+    return f'<svg {names} {view_box} role="img"><title>{title}</title>{content}'.strip()
 
 
 def _new_figure(title: str, height: float, width: float) -> Figure:
