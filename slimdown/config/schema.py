@@ -85,8 +85,8 @@ class ModelConfig:
         return f"model.id={self.id}{revision}"
 
     @property
-    def file(self) -> dict[str, str]:
-        """The GGUF file that holds everything, where one is named."""
+    def gguf_args(self) -> dict[str, str]:
+        """The argument of transformers that names a GGUF file; empty if the settings name none."""
         return {name: file for name, file in self.args.items() if name == "gguf_file"}
 
     @property
@@ -104,7 +104,7 @@ class ModelConfig:
         """
         assert self.folder is not None
         content = hash_folder(self.folder)
-        if file := self.file.get("gguf_file"):
+        if file := self.gguf_args.get("gguf_file"):
             return hash_json([content, hash_file(self.folder / file)])[:16]
         return content
 

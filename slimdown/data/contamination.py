@@ -203,9 +203,9 @@ class _Search:
         for number, (_, question) in enumerate(questions):
             texts = [words for words in map(split_words, question.texts) if words]
             self._texts.append(texts)
-            for words in texts:
-                for phrase in set(_digest_phrases(words)):
-                    questions_by_phrase[phrase].append(number)
+            phrases = chain.from_iterable(map(_digest_phrases, texts))
+            for phrase in set(phrases):  # a question counts once, however often it has the phrase
+                questions_by_phrase[phrase].append(number)
         self._questions_by_phrase = {  # without phrases that many questions share
             phrase: numbers for phrase, numbers in questions_by_phrase.items() if _is_rare(numbers)
         }

@@ -127,7 +127,9 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
         text.encode()  # raises on half of a surrogate pair, which is no text
     except (ValueError, TypeError) as error:
         raise DataError(f"it holds something that is no text: {error}") from None
-    if "\\u0000" in text:
+    # JSON writes a NUL character as \u0000. It writes a backslash as two of them, which are removed
+    # here: source code, for example, may itself hold a backslash and u0000.
+    if "\\u0000" in text.replace("\\\\", ""):
         raise DataError("it holds a NUL character; remove it")
     return row
 

@@ -205,7 +205,8 @@ def save_scaled_adapter(folder: Path, scale: float, out: Path) -> None:
     """Write a LoRA adapter that adds `scale` times what the one in a folder adds.
 
     Args:
-        folder: Where the adapter is.
+        folder: Where the adapter is. It must have passed `check_scalable`, so it trained no biases
+            and no whole modules, which would need scaling, too.
         scale: What its change is multiplied by.
         out: Where the scaled one is written; it is made if it does not exist.
     """

@@ -244,7 +244,7 @@ def _build_conversion(
         compute_dtype = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
         settings = asdict(quantization) | {"bnb_4bit_compute_dtype": compute_dtype}
         return transformers.BitsAndBytesConfig(**settings)
-    if config.file:  # a GGUF file that stays packed could neither be trained nor saved
+    if config.gguf_args:  # a GGUF file that stays packed could neither be trained nor saved
         return transformers.GgufConfig(dequantize=True)
     return None
 
@@ -271,17 +271,17 @@ def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
     implementations = {k: v for k, v in config.args.items() if k.endswith("_implementation")}
     with explain_hub_errors(config.named):
         architecture = transformers.AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=False, **config.file
+            source, revision=config.revision, trust_remote_code=False, **config.gguf_args
         )
         _check_architecture(config, architecture)
         publisher_quantization = getattr(architecture, "quantization_config", None)
-        # A GGUF file (`config.file`) counts as quantized, too.
-        if quantization != "none" and (publisher_quantization or config.file):
+        # A GGUF file counts as quantized, too.
+        if quantization != "none" and (publisher_quantization or config.gguf_args):
             raise ModelError(
                 f"{config.named} is quantized already, and quantization={quantization} would "
                 "round its weights a second time; set quantization=none"
             )
-        if publisher_quantization and not config.file:
+        if publisher_quantization and not config.gguf_args:
             # A check: it raises for an unknown quantization, which `from_config` would ignore.
             AutoQuantizationConfig.from_dict(publisher_quantization)
         with torch.device("meta"):
@@ -353,10 +353,10 @@ def load_base_tokenizer(config: ModelConfig) -> Any:
             snapshot_download(
                 config.id, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns="*/*"
             )
-        tokenizer = load_tokenizer(source, revision=revision, **config.file)
+        tokenizer = load_tokenizer(source, revision=revision, **config.gguf_args)
         # With a GGUF file, transformers skips part of a tokenizer's own files if there are any.
         # The missing EOS token shows that; then the tokenizer is read from its own files alone.
-        if config.file and tokenizer.eos_token is None:
+        if config.gguf_args and tokenizer.eos_token is None:
             return load_tokenizer(source, revision=revision)
         return tokenizer
 

@@ -51,8 +51,8 @@ class ExternalModel:
     base: LoadedModel  # `load` needs it with its weights, all else without
     config: TunedModelConfig
     quantization: QuantizationConfig
-    folder: Path | None  # of an adapter; None: a whole model
     tokenizer: Any  # makes the same prompts as the base's
+    folder: Path | None = None  # of an adapter; None: a whole model
     learns_prompt: bool = False  # whether the adapter puts virtual tokens before a prompt
     outline: Any = None  # of a whole model; None for an adapter
     # How the tuned model's own files and the base's have them served; None where files do not say.
@@ -199,7 +199,10 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
 
 
 def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -> ExternalModel:
-    """Check a tuned model's files; how it is served is not read yet. See `open_tuned_model`."""
+    """Check a tuned model's files and return the model, without `serving` and `base_serving`.
+
+    For the arguments and errors, see `open_tuned_model`, which adds both.
+    """
     if tuned.gguf:
         return _open_gguf(tuned, tuned.gguf, config.quantization, base)
     folder = fetch_tuned_model(tuned)
@@ -224,10 +227,10 @@ def _open_files(tuned: TunedModelConfig, config: RunConfig, base: LoadedModel) -
             _set_prompt_format(tokenizer, base.tokenizer)
         if (folder / ADAPTER_CONFIG).is_file():
             learns_prompt = _check_adapter_files(base, folder, config)
-            return ExternalModel(base, tuned, config.quantization, folder, tokenizer, learns_prompt)
+            return ExternalModel(base, tuned, config.quantization, tokenizer, folder, learns_prompt)
         outline = load_outline(tuned, config.quantization.name)
         check_weight_files(tuned, outline)
-    return ExternalModel(base, tuned, config.quantization, None, tokenizer, outline=outline)
+    return ExternalModel(base, tuned, config.quantization, tokenizer, outline=outline)
 
 
 def _set_prompt_format(tokenizer: Any, base_tokenizer: Any) -> None:
@@ -245,7 +248,13 @@ def _set_prompt_format(tokenizer: Any, base_tokenizer: Any) -> None:
 def _open_gguf(
     tuned: TunedModelConfig, file: Path, quantization: QuantizationConfig, base: LoadedModel
 ) -> ExternalModel:
-    """Check a GGUF file; it is asked with the base's tokenizer, as both have one vocabulary."""
+    """Check a GGUF file and return the model: a whole one, whose weights transformers will unpack.
+
+    It is asked with the base's tokenizer, because a file with another vocabulary is refused.
+
+    Raises:
+        ModelError: The file is damaged, has another vocabulary, or transformers cannot unpack it.
+    """
     header = read_gguf_header(file, tuned.named)
     if token := find_differing_token(header, base.tokenizer.get_vocab()):
         raise ModelError(
@@ -263,7 +272,7 @@ def _open_gguf(
             "does not unpack; measure the folder that it was made from, or serve the file by "
             "llama.cpp and measure tuned=http://HOST:PORT/v1 (docs/serving.md)"
         ) from None
-    return ExternalModel(base, tuned, quantization, None, base.tokenizer, outline=outline)
+    return ExternalModel(base, tuned, quantization, base.tokenizer, outline=outline)
 
 
 def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> bool:

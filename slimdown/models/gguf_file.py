@@ -58,7 +58,15 @@ def read_gguf_header(file: Path, setting: str) -> GgufHeader:
 
 @cache  # a vocabulary takes a second to read
 def _read_header(file: Path, setting: str, size: int, modified_ns: int) -> GgufHeader:
-    """See `read_gguf_header`; a file of another size or time is read again."""
+    """Read the beginning of a GGUF file, see `read_gguf_header`.
+
+    Args:
+        file: The file.
+        setting: What names it, for a message.
+        size: The file's size in bytes.
+        modified_ns: When the file was last changed, in nanoseconds. Like the size, it is only part
+            of the cache's key, so that a changed file is read again.
+    """
     import gguf
 
     try:

@@ -49,8 +49,8 @@ class Checkpoint:
             ModelError: It cannot be fetched, is quantized, or has no safetensors.
         """
         self.named = config.named
-        # `config.file` is a GGUF file, whose weights are quantized, too.
-        if getattr(outline.config, "quantization_config", None) or config.file:
+        # The weights of a GGUF file are quantized, too.
+        if getattr(outline.config, "quantization_config", None) or config.gguf_args:
             raise ModelError(f"{self.named} is quantized, and only floats have a scale")
         self.files = find_weight_files(config)
         # A file may have a tensor's name with this prefix, such as `model.`, or without. Here all

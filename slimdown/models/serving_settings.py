@@ -87,8 +87,8 @@ def read_serving(
     """
     # A tuned model names its GGUF file itself, a base by an option of transformers.
     file = config.gguf if isinstance(config, TunedModelConfig) else None
-    if file is None and "gguf_file" in config.file:
-        file = folder / config.file["gguf_file"]
+    if file is None and "gguf_file" in config.gguf_args:
+        file = folder / config.gguf_args["gguf_file"]
     if file:
         return _read_gguf(file, config.named, before)
     if not (folder / "tokenizer_config.json").is_file():

@@ -39,7 +39,8 @@ def check_weight_files(config: ModelConfig, outline: Any) -> None:
 
     Args:
         config: Which model.
-        outline: See `load_outline`; it is not changed.
+        outline: See `load_outline`; it is not changed. A quantization that config.json names is in
+            `outline.config.quantization_config`, a dict.
 
     Raises:
         ModelError: A file is missing or damaged, or tensors are missing or have other shapes.

@@ -177,11 +177,13 @@ def _rank_benchmarks(comparison: Comparison) -> dict[str, int]:
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
     targets = [name for name, role in roles.items() if role is Role.target]
     worst_changes = {}
+    # A benchmark that is the only target is not among these.
     droppable = [name for name in comparison.benchmarks if targets != [name]]
     for name in droppable:
         changes = [row.changes[name].change.value for row in comparison.rows if name in row.changes]
         worst_changes[name] = min((value for value in changes if not isnan(value)), default=inf)
-    # The highest rank is left out first, so the largest loss gets the lowest one.
+    # The highest rank is left out first, so the largest loss gets the lowest one, and a benchmark
+    # that no row measured (inf) the highest.
     ordered = sorted(worst_changes, key=lambda name: worst_changes[name])
     return {name: rank for rank, name in enumerate(ordered, start=1)}
 

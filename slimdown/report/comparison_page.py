@@ -151,6 +151,7 @@ def _show_settings(
             leave_out_rank=0 if is_varied else 3,
             places=EVERYWHERE if is_varied else _NOT_ON_PAGES,
         )
+        # The value is a text. If it is empty, the row comes last when it is sorted by this column.
         cells[column] = Cell(value, sort_key=value or None, values={key: value})
     if comparison.grouped:  # otherwise the seed is among the settings, if it differs
         cells[Column("seeds", leave_out_rank=2)] = Cell(_describe_seeds(row.seeds))
@@ -194,8 +195,9 @@ def _show_noise(row: Configuration, headings: Mapping[str, str]) -> dict[Column,
         headings: The headings of all columns.
     """
     cells: dict[Column, Cell] = {}
+    means = {name: measured.change for name, measured in row.changes.items()}  # by benchmark
     for source, attribute in (("questions", "question_error"), ("training", "training_error")):
-        errors = {name: getattr(change.change, attribute) for name, change in row.changes.items()}
+        errors = {name: getattr(mean, attribute) for name, mean in means.items()}
         known = {headings[name]: error for name, error in errors.items() if isfinite(error)}
         parts = [f"{heading} {format_number(100 * error)}" for heading, error in known.items()]
         values = {f"{name}.{attribute}": error for name, error in errors.items()}

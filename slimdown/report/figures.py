@@ -122,7 +122,7 @@ def draw_seeds(
         axes = figure.add_subplot(n_down, n_across, number)
         measured = [drawn for drawn in means if isfinite(drawn.mean.value)]
         _draw_seeds_and_means(axes, measured, values, combinations)
-        axes.set_ylim(*_find_limits([seed for drawn in measured for seed in drawn.seeds]))
+        axes.set_ylim(*_find_limits_times_100([seed for drawn in measured for seed in drawn.seeds]))
         axes.set_xlim(-0.6, len(values) - 0.4)
         # Labels that are too long for the width of a panel would overlap.
         letters_of_panel = 26 if n_across > 1 else 48
@@ -188,8 +188,9 @@ def draw_learned_and_kept(
 ) -> Figure:
     """Draw what each configuration learned against what it kept; a line joins values in order.
 
-    Each combination of the other settings has a color and a line. Seeds are not drawn. The means
-    set the limits of the axes, so a long interval may extend beyond them.
+    Each combination of the other settings has a color and a line. Seeds are not drawn. All numbers
+    are drawn times 100. The means set the limits of the axes, so a long interval may extend beyond
+    them.
 
     Args:
         setting: The setting whose values name the dots.
@@ -203,23 +204,22 @@ def draw_learned_and_kept(
     axes = figure.add_subplot()
     combinations = list(dict.fromkeys(drawn.other_settings for drawn in learned))
     pairs = list(zip(learned, kept, strict=True))
-    for group, name in enumerate(combinations):
-        color = _COLORS[group % len(_COLORS)]
-        group_pairs = [pair for pair in pairs if pair[0].other_settings == name]
+    for number, combination in enumerate(combinations):
+        color = _COLORS[number % len(_COLORS)]
+        group_pairs = [pair for pair in pairs if pair[0].other_settings == combination]
         learned_means = [drawn.mean for drawn, _ in group_pairs]
         kept_means = [drawn.mean for _, drawn in group_pairs]
         across = [100 * mean.value for mean in kept_means]
         up = [100 * mean.value for mean in learned_means]
         axes.plot(across, up, color=color, linewidth=1, alpha=0.6)
-        arms: dict[str, Any] = {"xerr": _measure_arms(kept_means)}
-        arms["yerr"] = _measure_arms(learned_means)
-        axes.errorbar(across, up, **arms, fmt="none", ecolor=(color, 0.35), elinewidth=1)
+        xerr, yerr = _measure_arms(kept_means), _measure_arms(learned_means)
+        axes.errorbar(across, up, yerr, xerr, fmt="none", ecolor=(color, 0.35), elinewidth=1)
         axes.plot(across, up, "o", color=color, markersize=6)
         for (drawn, _), x, y in zip(group_pairs, across, up, strict=True):
             label = cut_name(visible(drawn.value), 24)
             axes.annotate(label, (x, y), (5, 5), textcoords="offset points")
-    axes.set_xlim(*_find_limits([drawn.mean.value for drawn in kept]))
-    axes.set_ylim(*_find_limits([drawn.mean.value for drawn in learned]))
+    axes.set_xlim(*_find_limits_times_100([drawn.mean.value for drawn in kept]))
+    axes.set_ylim(*_find_limits_times_100([drawn.mean.value for drawn in learned]))
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.xaxis.set_major_formatter(_format_signed)
@@ -230,8 +230,11 @@ def draw_learned_and_kept(
     return figure
 
 
-def _find_limits(shares: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis that holds 0 and all shares, in points, with some room."""
+def _find_limits_times_100(shares: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis on which shares are drawn times 100, as points are.
+
+    The axis holds 0 and all shares, with some room.
+    """
     low, high = min(0.0, *shares), max(0.0, *shares)
     room = 0.18 * (high - low) or 0.01  # if all are 0, an axis still needs a length
     return 100 * (low - room), 100 * (high + room)
@@ -334,19 +337,19 @@ def write_svg(figure: Figure) -> str:
         figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML declaration: the element is put into a page
-    # its one style rule would hold for the whole page
+    # The element's one style rule would hold for the whole page.
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
-    # keep only ids that something refers to; the salt makes these unique to this figure
+    # Keep only ids that something refers to. The salt makes these unique to this figure.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
-    # Replace the opening tag: its fixed size in points goes, only the view box (\1) stays, so that
+    # Replace the opening tag. Its fixed size in points goes and only the view box stays, so that
     # the page decides the size. The title is what a screen reader says.
-    opening = (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        rf'\1 role="img"><title>{escape(str(figure.get_label()))}</title>'
-    )
-    return re.sub(r'<svg[^>]*(viewBox="[^"]*")[^>]*>', opening, svg, count=1).strip()
+    opening, _, content = svg.partition(">")
+    view_box = re.findall('viewBox="[^"]*"', opening)[0]
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    title = escape(str(figure.get_label()))
+    return f'<svg {names} {view_box} role="img"><title>{title}</title>{content}'.strip()
 
 
 def _new_figure(title: str, height: float, width: float) -> Figure:

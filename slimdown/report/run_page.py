@@ -85,7 +85,7 @@ def render_page(
         environment=format_all(description.environment),
         costs=format_all(findings.costs),
         trait_notes=_TRAIT_NOTES,
-        bits=BITS,  # the name of the trait that the page shows in another way
+        bits=BITS,  # by this name the page knows the trait that is no share of answers
         answers=answers,
         most_answers=MOST_SHOWN,
     )

@@ -77,26 +77,28 @@ def _show_benchmark(stages: StageFindings, name: str) -> Iterator[Row]:
     """Yield a benchmark's row of the first stage, a row for each step, and one for the whole.
 
     A step's row shows the score of its later stage, and the change that led to it. The row of the
-    whole shows the change alone: the row above it has the score of the last stage.
+    whole shows the change alone: the row above it has the score of the last stage. What programs
+    read of a row, see `Table.records`, are the `values` of its cells together.
     """
     changes = stages.list_changes(name)
-    first_step, first = changes[0]
-    identity = {"benchmark": name, "role": first.role.value}
-    shared = {_NAME: Cell(text.mark_target(name, first.role), sort_key=name, values=identity)}
+    first_step, first_change = changes[0]
+    role, n = first_change.role, first_change.n
+    identity = {"benchmark": name, "role": role.value}
+    shared = {_NAME: Cell(text.mark_target(name, role), sort_key=name, values=identity)}
     start = {_STAGE: Cell(redact_leaf(first_step.before), values={"stage": first_step.before})}
-    start |= {_COUNT: Cell(f"{first.n:,}", sort_key=first.n, values={"n": first.n})}
-    yield Row({**shared, **start, _SCORE: _show_score(first.primary.base.value)})
+    start |= {_COUNT: Cell(f"{n:,}", sort_key=n, values={"n": n})}
+    yield Row({**shared, **start, _SCORE: _show_score(first_change.primary.base.value)})
     for step, change in changes:
         is_whole = step is stages.whole
         shown = change.shown_change  # with the interval that agrees with the verdict
-        values: dict[str, Any] = {"stage": step.after, "n": change.n, "before": step.before}
-        values |= {"is_whole": is_whole, "change": shown.value}
-        values |= {"shown_low": shown.low, "shown_high": shown.high, "p_value": change.p_value}
-        cells = {_STAGE: Cell("in total" if is_whole else redact_leaf(step.after), values=values)}
+        record: dict[str, Any] = {"stage": step.after, "n": change.n, "before": step.before}
+        record |= {"is_whole": is_whole, "change": shown.value}
+        record |= {"shown_low": shown.low, "shown_high": shown.high, "p_value": change.p_value}
+        cells = {_STAGE: Cell("in total" if is_whole else redact_leaf(step.after), values=record)}
         cells[_COUNT] = Cell()  # the first row counts the questions
         cells[_SCORE] = _show_score(change.primary.tuned.value, is_shown=not is_whole)
         cells[_CHANGE] = Cell(*format_points(shown), sort_key=shown.value)
-        verdict = change.verdict and change.verdict.value  # None: it is watched
+        verdict = change.verdict.value if change.verdict else None  # None: it is watched
         cells[_VERDICT] = Cell(verdict=verdict or "", values={"verdict": verdict})
         yield Row({**shared, **cells})
 

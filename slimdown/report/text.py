@@ -157,8 +157,9 @@ def describe_outcome(gate: Gate) -> str:
     """Write the line that comes first: the outcome of a gate, and the loss that decides it."""
     word = OUTCOMES[gate.outcome]
     budgets_outcome = overall_outcome(gate.checks)  # without the mean of the retained benchmarks
-    if gate.mean and gate.is_worse and budgets_outcome is not Outcome.beyond:
-        # Only the mean makes the gate fail: no single budget is exceeded.
+    if gate.mean and gate.outcome is not budgets_outcome:
+        # Only the mean makes the gate fail: no single budget is exceeded. In all other cases both
+        # outcomes are equal.
         least = f"at least {-100 * gate.mean.high:.1f} points"
         return f"{word}: the retained benchmarks lost {least} on average, and may lose nothing."
     deciding = [check for check in gate.checks if check.outcome is budgets_outcome]
@@ -397,10 +398,11 @@ def _say_what_would_decide(
         # Only the first benchmark gets the verb and the noun.
         number = f"about {n:,}" if needs else f"needs about {n:,} questions"
         instead = "" if are_equal else f" instead of {n_asked[name]:,}"
-        goal = f" for {expected[name]}" if expected else ""
-        needs.append(f"{name} {number}{instead}{goal}")
-    purpose = "" if expected else " for a verdict"
-    return f"{opening} {condition.capitalize()}, {_list_names(needs)}{purpose}.{now}"
+        own_goal = f" for {expected[name]}" if expected else ""
+        needs.append(f"{name} {number}{instead}{own_goal}")
+    # What all benchmarks need questions for is said once, behind the last.
+    shared_goal = "" if expected else " for a verdict"
+    return f"{opening} {condition.capitalize()}, {_list_names(needs)}{shared_goal}.{now}"
 
 
 def _list_names(names: Sequence[str]) -> str:
@@ -489,7 +491,7 @@ def list_doubts(findings: Findings) -> Iterator[str]:
                 f"{name}: the thinking did not end within the token limit in {base} of the answers "
                 f"before and {tuned} after. Raise benchmark.{name}.max_gen_toks."
             )
-    yield from _name_never_right(findings)
+    yield from _describe_zero_scores(findings)
     # Tables without prompts have a condition "NAME.prompts" for each of their benchmarks.
     conditions = findings.conditions.items()
     if unlogged := [key for key, value in conditions if value == "not logged"]:
@@ -505,8 +507,11 @@ def list_doubts(findings: Findings) -> Iterator[str]:
         yield f"Not measured: {name} ({' '.join(reason.split())})."  # the reason on one line
 
 
-def _name_never_right(findings: Findings) -> list[str]:
-    """Name the retained benchmarks that the base model answers wrongly throughout."""
+def _describe_zero_scores(findings: Findings) -> Iterator[str]:
+    """Warn of retained benchmarks on which the base scores 0, in one sentence, and advise.
+
+    Nothing is yielded if there are none.
+    """
     names = list[str]()
     hint = ""
     for name, benchmark in findings.benchmarks.items():
@@ -515,12 +520,11 @@ def _name_never_right(findings: Findings) -> list[str]:
             # The score "exact" of question files fails sentences that contain the right answer.
             if benchmark.metric == "exact_match.strip" and not hint:  # one example is enough
                 hint = f" If they are sentences, set benchmark.{name}.score=contains."
-    if not names:
-        return []
-    return [
-        f"No question of {_list_names(names)} was answered correctly before, so a loss there "
-        f"cannot be measured. Read the answers to see why.{hint}"
-    ]
+    if names:
+        yield (
+            f"No question of {_list_names(names)} was answered correctly before, so a loss there "
+            f"cannot be measured. Read the answers to see why.{hint}"
+        )
 
 
 def describe_noise(findings: Findings) -> Iterator[str]:

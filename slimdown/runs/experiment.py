@@ -225,6 +225,7 @@ def _judge_open(
         return findings, findings
     open_served = open_part(served_evaluation, holdout)
     # Its own chat template or BOS may change the prompts, so they need not equal the base's.
+    # Budgets and advice depend on scores alone, so these findings hold nothing else.
     gated_findings = judge(open_base, open_served, same_prompts=False)
     # The page compares only these benchmarks: all others have the same answers as before.
     asked_again = {name: open_served.benchmarks[name] for name in inputs.served}

@@ -89,6 +89,9 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     Raises:
         SlimdownError: Something that you can mend.
     """
+    # The steps are in this order because each needs what those before it found: the tokenizer and
+    # the server decide which benchmarks can be asked, these and the rows decide how prompts are
+    # written, and written prompts show whether they fit into the model's window.
     outline = check_base(config)
     backend = BACKENDS[config.evaluation.backend]
     if backend.module:
@@ -110,7 +113,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
         notes += row_notes
     evaluation, prompt_notes = decide_prompts(config, tasks, tokenizer, train_data)
     config = replace(config, evaluation=evaluation)
-    notes = prompt_notes + notes
+    notes = prompt_notes + notes  # how prompts are written comes first
     base = LoadedModel.without_loading(outline, tokenizer, config.model.id)
     check_room(tasks, evaluation, base)  # raises if prompts do not fit into the model's window
     server_differences = list[str]()

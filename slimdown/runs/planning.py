@@ -127,8 +127,9 @@ def estimate_run(inputs: RunInputs, base: LoadedModel, rates: Rates) -> dict[str
         n_rows = sum(len(dataset.train) for dataset in inputs.train_data.parts)
         _, n_steps = _count_steps(inputs.config, n_rows)
         a_step = Cost("", Work.steps, n=1, prompt_tokens=0, new_tokens=0)
-        known = rates.find(a_step)  # a whole training: `n` steps
-        seconds["train"] = known.seconds / known.n * n_steps if known else nan
+        # What is found for a step is a whole training, with the number of its steps in `n`.
+        training = rates.find(a_step)
+        seconds["train"] = training.seconds / training.n * n_steps if training else nan
     return seconds
 
 
@@ -331,10 +332,14 @@ def measure_free_disk(folder: Path) -> int:
 
 
 def _measure_download(config: RunConfig) -> int:
-    """Return the bytes of the models' files that are not here yet; 0 if the hub does not answer."""
+    """Return how many bytes of the models' files must still be downloaded.
+
+    Only the files that loading reads are counted. A model counts as 0 bytes if the hub cannot say.
+    """
     n_bytes = 0
     for model in filter(None, (config.model, config.tuned_model)):
         if not model.folder:  # it is on the hub
+            # Without a connection, for example, the plan is shown without the download.
             with suppress(Exception):
                 files: Any = snapshot_download(
                     model.id,
@@ -352,16 +357,19 @@ def _try_work(inputs: RunInputs, rows: TokenizedRows | None, rates: Rates) -> Ra
 
     Args:
         inputs: What the run reads.
-        rows: The rows; None where nothing is trained.
-        rates: What runs like it cost. From there the rest is taken, such as loading, if it is
-            known: the trial sees only a part of it.
+        rows: The tokenized rows; None where nothing is trained.
+        rates: What earlier runs like this one cost. Only the rest of a run (`Work.other`) is taken
+            from them, if they know it: loading, preparing rows, validating and recording.
+
+    Returns:
+        The costs of all benchmarks, of the training, and of the rest.
     """
     config = inputs.config
     with console.progress_bar("trying one batch of each kind of work"):
         began = time.perf_counter()
         base = load_base_model(config.model, config.quantization, inputs.tokenizer, inputs.outline)
-        # The rest is all that is no question and no step. Preparing the rows and validating are
-        # added to it below.
+        # The rest of a run is all that is no question and no training step. Here that is loading;
+        # preparing the rows and validating are added below.
         rest_seconds = time.perf_counter() - began
         share_prefixes = not inputs.learns_prompt
         tried = try_costs(inputs.tasks, config.evaluation, base, _TRIED_SECONDS, share_prefixes)
@@ -379,7 +387,7 @@ def _try_work(inputs: RunInputs, rows: TokenizedRows | None, rates: Rates) -> Ra
             n_validation_tokens = sum(map(len, prepared.validation["input_ids"]))
             n_forwards = n_validation_tokens / (whole.prompt_tokens / whole.n)
             rest_seconds += 2 * n_forwards * step_seconds / 3
-    # A recorded run knows its whole rest, of which the trial has seen only a part.
+    # A recorded run knows its whole rest. The trial has seen only a part of it, without recording.
     rest = [cost for cost in rates.costs if cost.work is Work.other]
     tried_rest = Cost("", Work.other, n=1, prompt_tokens=0, new_tokens=0, seconds=rest_seconds)
     costs += rest or [tried_rest]

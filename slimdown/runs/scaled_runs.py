@@ -82,6 +82,8 @@ def measure_scales(
         base_cache = open_base_cache(config, model.base)
         base_evaluation = evaluator.evaluate(model.base, base_cache, on_progress=on_progress)
     folder = local_dir(config.tracking) / "scales"
+    # One cache serves all scales, because the model's identity is part of a key: that of an adapter
+    # holds the scale, and that of a whole model the digest of its files.
     cache = RecordedEvaluations(config, "tuned", folder, is_shared=True)
     recorded_base, recorded_tuned = recorded
     # An evaluation that may have stopped early is not reused: here all questions are asked.

@@ -144,13 +144,17 @@ class TrainingSource(TunedSource):
         show_notes(self._rows.notes)
 
     def make(self, base: LoadedModel) -> LoadedModel:
-        """Train; with `train.stop_on_forgetting`, with looks at the benchmarks that may end it."""
+        """Train the base, and return the tuned model.
+
+        With `train.stop_on_forgetting`, benchmarks are asked between the steps, and the training
+        ends when one of them has lost too much.
+        """
         config = self._inputs.config
         watcher = None
         assert self._rows  # `check` came before
         if config.train.stop_on_forgetting:
             watcher = build_watcher(config)
-            with progress_bar("asking what each look asks"):
+            with progress_bar("asking the base the questions of each look"):
                 watcher.measure_base(base)
         # Divide each step into forward passes that fit into the card's memory.
         dtype, card_bytes = getattr(torch, base.dtype), card_memory(torch.device(base.device))

@@ -62,6 +62,8 @@ def read_questions(path: str, score: str) -> QuestionRows:
         DataError: Names the first row that is not such a question.
     """
     file = find_question_file(path).absolute()
+    # Rows are cached. The time of the last change makes a changed file be read again; 0 if there is
+    # no file, which reading then reports.
     return _read_question_rows(file, file.stat().st_mtime_ns if file.is_file() else 0, score)
 
 
@@ -95,7 +97,8 @@ def _read_question_rows(file: Path, changed_at: int, score: str) -> QuestionRows
             row = read_row(record, score) | _read_cluster(record)
             json.dumps(row, ensure_ascii=False).encode()  # raises at half of a surrogate pair
             if rows and row.keys() != rows[0].keys():
-                # The first key that only one of the two rows has.
+                # The first key in `_KINDS` that only one of the two rows has. There is one: rows
+                # that differ in another key, such as `rule` or `text`, also differ in one of these.
                 key = next(key for key in _KINDS if key in row.keys() ^ rows[0].keys())
                 has = f"it has {'' if key in row else 'no '}{_KINDS[key]}"
                 raise DataError(f"{has}, unlike the rows before; give each kind a file")
@@ -219,8 +222,13 @@ def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
 def _check_turns(messages: list[Any]) -> None:
     """Check that messages are turns of user and assistant, and that the user speaks last.
 
+    Only the first message may be the system's.
+
+    Args:
+        messages: At least one, as a row of a file has them.
+
     Raises:
-        DataError: Names the first message that is not. Only the first may be the system's.
+        DataError: Names the first message that is no such turn.
     """
     for number, turn in enumerate(messages, start=1):
         fields = turn if isinstance(turn, dict) else {}

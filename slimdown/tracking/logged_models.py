@@ -231,7 +231,8 @@ def download_model(client: Any, model: Any, folder: Path) -> Path:
     download_artifacts(
         artifact_uri=model.artifact_location, dst_path=str(target), tracking_uri=client.tracking_uri
     )
-    # MLflow puts the files into a folder within `target`, which it names after the address.
+    # MLflow puts the files into a folder within `target`, which it names after the address. The
+    # pattern also matches files such as generation_config.json, which lie in the same folder.
     config_file = next(target.rglob("*config.json"), None)
     if config_file is None:
         raise TrackingError(f"{problem}; train it again")

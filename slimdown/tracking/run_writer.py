@@ -95,11 +95,12 @@ class TrackedRun:
         Raises:
             TrackingError: The store does not answer or refuses; nothing has been computed yet.
         """
+        # `_open` reads these three attributes, and sets `client` and `_experiment_id`. Everything
+        # else comes later, because the run's id names its folder.
         self._config = config
         self._tracking = config.tracking
         self._lock = ExitStack()  # `_open` puts the run's lock here, held until the run has ended
         settings_text = recorded_settings.write_settings(config)
-        # This sets `client` and `_experiment_id`. It comes first: the run's id names its folder.
         run = self._open(info, settings_text)
         self.run_id: str = run.info.run_id
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)
@@ -136,7 +137,9 @@ class TrackedRun:
         self._next_flush = time.monotonic() + _FLUSH_SECONDS
         self._is_delivered = False  # whether the store has everything, and the run is FINISHED
         self._write_origin(info, settings_text)
-        self._try_to_send()  # now, so that system metrics come after the changes
+        # Sending reads all of the attributes above. The first metrics are sent now, so that MLflow
+        # shows system metrics after them.
+        self._try_to_send()
 
     def _open(self, info: RunInfo, settings_text: str) -> Any:
         """Open the store, create or resume the run in it, lock it, and return MLflow's entry.

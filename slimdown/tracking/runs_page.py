@@ -48,11 +48,14 @@ def share_view(client: Any, experiment_id: str) -> None:
 
 
 def build_view(runs: Sequence[Any], filter_string: str) -> dict[str, Any]:
-    """Build the view, in the form in which MLflow's page keeps it.
+    """Build the view of an experiment's page, see `share_view`.
 
     Args:
         runs: Finished fine-tuning runs as MLflow gives them, newest first.
         filter_string: MLflow's filter for the runs that the page lists.
+
+    Returns:
+        The view as MLflow's page writes and reads it, to be kept as JSON.
     """
     # If the newest run belongs to no sweep, this is None, and `sweep_runs` are all runs outside
     # sweeps.
@@ -69,14 +72,14 @@ def build_view(runs: Sequence[Any], filter_string: str) -> dict[str, Any]:
     # The largest loss comes first.
     changes = sorted(changes, key=lambda name: means[name])[:_N_BENCHMARKS]
     verdicts = [str(run.data.tags.get(Tag.verdict, "")) for run in runs]
-    columns = _choose_widths(varied, outcome, verdicts, changes)
+    column_widths = _choose_widths(varied, outcome, verdicts, changes)
     axes = [name for name in (learned, "kept") if name in means]
     charts = _arrange_charts(settings=varied or ["seed"], outcome=axes, changes=changes)
     return {
         "searchFilter": filter_string,
-        "selectedColumns": list(columns),
-        "columnOrder": [_NAME, _CREATED, *columns, _DURATION],
-        "columnWidths": {_NAME: 150, _CREATED: 38, **columns, _DURATION: 80},
+        "selectedColumns": list(column_widths),
+        "columnOrder": [_NAME, _CREATED, *column_widths, _DURATION],
+        "columnWidths": {_NAME: 150, _CREATED: 38, **column_widths, _DURATION: 80},
         "groupBy": None,
         "useGroupedValuesInCharts": False,
         **charts,
@@ -89,8 +92,9 @@ def _choose_widths(
 ) -> dict[str, int]:
     """Return the columns in their order, each with its width in pixels.
 
-    A column is as wide as its heading, about 7 pixels per letter and a border, within limits. That
-    of the verdicts is as wide as the longest text in it.
+    The column of a setting or a change is as wide as its heading, with about 7 pixels per letter
+    and a border. That of a setting is at most 110 pixels wide, that of a change at least 84. The
+    column of the verdicts is as wide as the longest text in it, and at most 160 pixels.
 
     Args:
         varied: The names of the settings that the newest sweep varied, without the seed.

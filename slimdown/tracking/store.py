@@ -74,7 +74,7 @@ def _check_file(file: Path) -> None:
         raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
     if file.exists() and not file.is_file():
         raise TrackingError(f"{file} is no file; name one that you can write by tracking.uri")
-    if not _is_there(file):
+    if not _is_there(file):  # it may also be empty; then it has no pages that could be read below
         # MLflow will create the file and its folders. This trial raises if nothing can be written
         # into the nearest folder that exists.
         nearest_folder = next(filter(Path.is_dir, file.parents))
@@ -89,11 +89,11 @@ def _check_file(file: Path) -> None:
 
 
 def _check_server(uri: str) -> None:
-    """Check that a server answers, if only that it wants a password or a certificate.
+    """Check that a server answers. A request for a password or a certificate is an answer, too.
 
     Raises:
-        OSError: The server cannot be reached, does not answer in time, or answers with a status
-            from 429 on. Then it is overloaded or broken, and MLflow would retry for long.
+        OSError: The server cannot be reached, does not answer within 8 seconds, or answers with a
+            status from 429 on: it is overloaded or broken, and MLflow would retry for minutes.
     """
     # The request carries no user and no password. A server that wants them answers 401, and is up.
     server = redact_uri(uri).replace("***@", "").rstrip("/")
@@ -101,13 +101,15 @@ def _check_server(uri: str) -> None:
     request = f"{server}/api/2.0/mlflow/experiments/search?max_results=1"
     try:
         call_within(8, lambda: urllib.request.urlopen(request, timeout=8).read())
-    except ssl.SSLError:  # while reading. MLflow has settings for certificates, which this lacks
+    except ssl.SSLError:  # raised while the answer is read
+        # The server is up, but refuses this request or its certificate. MLflow's own requests may
+        # succeed, because MLflow has settings for certificates, which this request does not use.
         return
     except urllib.error.HTTPError as error:
         if error.code >= 429:  # a lower status, such as 401, shows that the server is up
             raise
     except urllib.error.URLError as error:
-        if not isinstance(error.reason, ssl.SSLError):  # while connecting
+        if not isinstance(error.reason, ssl.SSLError):  # the same, raised while connecting
             raise
 
 

@@ -137,6 +137,13 @@ def test_common_phrases_do_not_count() -> None:
     assert not search(numbered(short), [f"{short} {i}" for i in range(11)]).overlaps
 
 
+def test_a_phrase_in_two_texts_of_a_question_is_that_of_one_question() -> None:
+    phrase = running(0, 20)
+    passages = [(f"{phrase} {running(100 * i, 20)}", phrase) for i in range(1, 9)]
+    questions = [Question(f"quiz {i}", texts) for i, texts in enumerate(passages)]
+    assert len(search(questions, [phrase]).overlaps) == 8  # and not 16 questions, too many to count
+
+
 def test_a_question_that_stands_whole_counts_however_often_it_does() -> None:
     rows = [f"{i} {running(0, 20)} {i}" for i in range(2500)]
     assert standing(search(numbered(running(0, 20)), rows)) == ["quiz 0"]

@@ -139,6 +139,13 @@ def test_a_row_that_cannot_be_trained_on_is_answered(record: Any, answer: str) -
     assert str(caught.value).startswith(answer)
 
 
+def test_source_code_that_writes_a_nul_character_as_an_escape_is_a_text() -> None:
+    text = r"if c == '\u0000' or c == '\\\u0000':"
+    assert convert({"text": text}) == {"text": text}
+    with pytest.raises(DataError, match="NUL character"):
+        convert({"text": text + "\\\0"})
+
+
 @pytest.mark.parametrize(
     ("content", "answer"),
     [

@@ -124,7 +124,7 @@ def test_every_weight_of_a_family_is_scaled(family: str, tmp_path: Path) -> None
     tokenizer, outlines = build_byte_tokenizer(), [load_outline(config) for config in configs]
     base = LoadedModel(outlines[0], tokenizer, "", "", outline=outlines[0])
     plain = QuantizationConfig(load_in_4bit=False, load_in_8bit=False)
-    external = ExternalModel(base, configs[1], plain, None, tokenizer, outline=outlines[1])
+    external = ExternalModel(base, configs[1], plain, tokenizer, outline=outlines[1])
     interpolation = pair_models(configs[0], external)
     for scale, config in enumerate(configs):
         (out := tmp_path / str(scale)).mkdir()

@@ -57,6 +57,11 @@ def test_an_svg_is_a_titled_image_in_the_pages_colors_with_ids_of_its_own() -> N
     assert len(ids) == len(set(ids)) > 0
 
 
+def test_the_title_of_an_svg_may_hold_a_backslash() -> None:
+    svg = write_svg(figures.draw_seeds(r"dataset.path=C:\data\1", PANELS))
+    assert r"<title>Change by dataset.path=C:\data\1</title>" in svg
+
+
 def test_the_dots_set_the_axes_and_every_seed_is_one() -> None:
     learned, kept = figures.draw_seeds("lora.r", PANELS).axes
     assert [axes.get_title() for axes in (learned, kept)] == ["learned", "kept"]
