@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slimdown.commands import arguments
-from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig
+from slimdown.config.schema import Device, Dtype, RunConfig
 from slimdown.utils.errors import ModelError, TrackingError
 from slimdown.utils.files import write_atomically
 
@@ -80,14 +80,15 @@ def _merge(options: argparse.Namespace) -> int:
     from slimdown.report import console
     from slimdown.tracking.run_files import MergedModel, render_model_card
 
-    model, quantization = _choose_weights(config, options)
+    base_config = _choose_weights(config, options)
     with (
         arguments.make_folder(options.tracking, "--out", out) as draft,
         tempfile.TemporaryDirectory() as scratch,
     ):
         trained = download_tuned(options.tracking, run, Path(scratch))
-        with console.progress_bar(f"merging into {model.id}"):
-            base = load_base_model(model, quantization)  # the model card needs it in any case
+        with console.progress_bar(f"merging into {config.model.id}"):
+            # The model card needs it in any case.
+            base = load_base_model(base_config.model, base_config.quantization)
             if method.facts.trains_weights:  # there is no adapter to merge, only a whole model
                 shutil.copytree(trained, draft, dirs_exist_ok=True)
                 dtype = base.dtype
@@ -105,10 +106,8 @@ def _merge(options: argparse.Namespace) -> int:
     return 0
 
 
-def _choose_weights(
-    config: RunConfig, options: argparse.Namespace
-) -> tuple[ModelConfig, QuantizationConfig]:
-    """Return the settings of the base model, and of its quantization, that merging loads it with.
+def _choose_weights(config: RunConfig, options: argparse.Namespace) -> RunConfig:
+    """Return a run's settings with those of the model and quantization that merging loads.
 
     The adapter may have been trained on weights of 4 or 8 bits. By default, it is merged into these
     weights, dequantized, because they are what it corrects.
@@ -122,4 +121,4 @@ def _choose_weights(
         # They are loaded in float32, so that only the sum of weights and adapter is rounded.
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
-    return model, quantization
+    return replace(config, model=model, quantization=quantization)
