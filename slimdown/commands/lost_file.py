@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slimdown.commands.arguments import CommandParser
-from slimdown.judging.lost_questions import BY_LENGTH, LostQuestions, collect_lost_questions
+from slimdown.judging.lost_questions import BY_LENGTH, UNCUT, LostQuestions, collect_lost_questions
 from slimdown.judging.pairing import Pair
 from slimdown.report.formatting import pluralize
 from slimdown.utils.files import write_atomically
@@ -76,6 +76,6 @@ def _write_command(lost: LostQuestions, files: dict[str, Path], settings: Sequen
         words.append(f"benchmark.{name}.path={files[kind]}")
         if kind.startswith(BY_LENGTH):
             words.append(f"benchmark.{name}.metric=acc_norm")
-        if kind == "written" and lost.ends_late:  # the model itself ends its answer
+        if kind.endswith(UNCUT):  # the model itself ends its answer
             words.append(f'benchmark.{name}.stop=["[END]"]')
     return f"again: slimdown run {' '.join(map(shlex.quote, words))}"

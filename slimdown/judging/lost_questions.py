@@ -31,6 +31,7 @@ _COMPARES = re.compile(
     r".*match.*|flexible_accuracy|q?p?em|acc(uracy)?|score|includes|exact|pattern|answer|right"
 )
 BY_LENGTH = "choices_by_length"  # the kind of choices that acc_norm ranks
+UNCUT = "_uncut"  # the end of the kinds whose answers must not be cut at an empty line
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class LostQuestions:
 
     rows: dict[str, list[dict[str, Any]]]  # by kind; each kind needs a file of its own
     left_out: dict[str, int]  # by benchmark, those that own questions cannot express
-    ends_late: bool  # whether an answer holds an empty line, at which own questions would cut it
 
 
 def collect_lost_questions(
@@ -58,7 +58,6 @@ def collect_lost_questions(
         The questions as rows of own questions, and how many questions no row can express.
     """
     rows, left_out = dict[str, list[dict[str, Any]]](), Counter[str]()  # by kind; by benchmark
-    ends_late = False
     has_clusters = any(sample.cluster for pair in pairs.values() for sample in pair.base.samples)
     is_flat = conditions.get(FLAT_MESSAGES) == "true"  # the log wrote messages as one text
     for name, pair in pairs.items():
@@ -74,18 +73,20 @@ def collect_lost_questions(
             # not cut the answer to messages.
             is_text = "messages" not in question
             row = _write_row(question, base, tuned, metric, end="\n\n" if is_text else "")
-            if row is None and is_text and is_chat:
-                # A rule may still fit the whole answer of a chat, beyond its empty lines. These
-                # questions must then be asked without the cut, which `ends_late` says.
+            is_uncut = row is None and is_text and is_chat
+            if is_uncut:
+                # A rule may still fit the whole answer of a chat, beyond its empty lines. Such a
+                # question must be asked without the cut. The rules of other questions may fit the
+                # cut answer alone, so the two are of different kinds, in different files.
                 row = _write_row(question, base, tuned, metric, end="")
-                ends_late = ends_late or row is not None
             if row is None:  # no rule fits
                 left_out[name] += 1
                 continue
             if has_clusters:  # each row needs one then; a question without one is its own cluster
                 row["cluster"] = base.unit
-            rows.setdefault(_name_kind(row, metric), []).append(row)
-    return LostQuestions(rows, dict(left_out), ends_late)
+            kind = _name_kind(row, metric) + (UNCUT if is_uncut else "")
+            rows.setdefault(kind, []).append(row)
+    return LostQuestions(rows, dict(left_out))
 
 
 def _name_kind(row: dict[str, Any], metric: str) -> str:

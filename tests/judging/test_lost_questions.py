@@ -82,15 +82,22 @@ def test_what_no_rule_tells_is_counted_alone(answer: tuple[str, str, str], metri
 
 def test_a_chats_answer_ends_where_the_model_ends_it() -> None:
     answer = ("18", "First 9.\n\nThen 18.", "It is 17.")
-    lost = collect(answer, is_chat=True)
-    assert len(lost.rows["written"]) == 1
-    assert lost.ends_late
-    assert not collect(("18", "It is 18.", "It is 17."), is_chat=True).ends_late
+    assert list(collect(answer, is_chat=True).rows) == ["written_uncut"]
+    assert list(collect(("18", "It is 18.", "It is 17."), is_chat=True).rows) == ["written"]
     turns = [{"role": "user", "content": "How many?"}]
     lost = collect(answer, prompt=json.dumps(turns))  # as lm_eval logs what it sends to a server
     [row] = lost.rows["written_of_chats"]
     assert row["messages"] == turns
-    assert not lost.ends_late
+
+
+def test_answers_that_must_be_cut_and_those_that_must_not_are_of_different_kinds() -> None:
+    cut = ("18", "It is 18.\n\nTwice that is 36.", "It is 17.")
+    uncut = ("18", "First 9.\n\nThen 18.", "It is 17.")
+    lost = collect(cut, uncut, is_chat=True)
+    assert {kind: len(rows) for kind, rows in lost.rows.items()} == {
+        "written": 1,
+        "written_uncut": 1,
+    }
 
 
 def test_choices_go_by_how_they_are_ranked_and_have_files_of_their_own() -> None:
