@@ -77,7 +77,9 @@ def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     # residual included. So in the interval, the residual is taken out of the questions instead.
     question_effect = max(0.0, question_variance - residual)
     square = seed_quantile**2 * seed_variance + question_quantile**2 * question_effect
-    # It is never narrower than the standard error times the questions' quantile.
+    # By chance, the seeds' means may vary less than the residual alone makes them. Then the seeds
+    # would add less than was taken out of the questions, and the interval would be too narrow. So
+    # its half-width is at least the standard error times the questions' quantile.
     half_width = max(question_quantile * standard_error, sqrt(square))
     return SeedMean(
         mean,
@@ -194,13 +196,18 @@ def add_seed_noise(
 
         t(p)**2 * variance of the mean by seeds + z(p)**2 * variance of the mean by questions
 
-    t is the quantile of Student's distribution, z that of the normal one. The p-value is the level
-    that needs just the measured distance. It is never below that of the questions alone.
+    t is the quantile of Student's distribution, z that of the normal one. Both variances, as they
+    are measured, hold the residual: a seed's luck with single questions makes the means of seeds
+    vary, and also those of questions. It counts once, so it is taken out of the second variance.
+
+    The p-value is the level that needs just the measured distance. It is never below that of the
+    questions alone.
 
     Args:
         distances: How far the mean lies from each threshold, on the side of the claim.
         question_p_values: The p-value of each distance, by the questions alone.
-        spread: How much seeds vary; None: the p-values stay, for they are about these seeds alone.
+        spread: How much seeds vary, with the residual; None: the p-values stay, for they are about
+            these seeds alone.
         n_seeds: How many the mean was taken over.
 
     Returns:
@@ -213,8 +220,8 @@ def add_seed_noise(
     is_claimed = (distances > 0) & (z_scores > 0)
     distances, z_scores = distances[is_claimed], z_scores[is_claimed]
     seed_variance, residual = spread.variance / n_seeds, spread.residual / n_seeds
-    # A z score is the distance in standard errors, here those of the questions. The residual is in
-    # both variances (see `split_noise`). It counts once, with the seeds.
+    # A z score is the distance in standard errors, here those of the questions. So the square of
+    # their quotient is the variance by questions, the residual included.
     question_variances = np.maximum(0.0, (distances / z_scores) ** 2 - residual)
     # By halving, find the logarithm of the level that needs just the measured distance.
     low, high = np.full_like(distances, _LOWEST), np.full_like(distances, log(0.5))
@@ -285,9 +292,15 @@ class SeedAnswers:
     def subtract(self, other: "SeedAnswers") -> "SeedAnswers":
         """Subtract the answers of another configuration to the same questions.
 
+        The answers of both are changes, tuned - base. If both have the same base answers, these
+        cancel out. What is left is a difference of two tuned scores, which is no larger than one
+        change can be. Otherwise it can be as large as both changes together. Whether the base
+        answers are the same is not known. So the result takes them to be, unless a difference is
+        larger than one change can be, which proves the contrary.
+
         Returns:
             If both have the same seeds: the differences by seed. Otherwise one row without seeds:
-            the difference of the two means over seeds.
+            the difference of the two means over seeds. The bounds are those of such differences.
         """
         is_paired = self.is_paired_with(other)
         rows = [other.seeds.index(seed) for seed in self.seeds] if is_paired else []
@@ -299,13 +312,11 @@ class SeedAnswers:
                 part = own - theirs[rows]
             else:
                 part = (own.mean(axis=0) - theirs.mean(axis=0))[None]
-            # Both sides are changes, tuned - base. If they have the same base answers, these cancel
-            # out: what is left is a difference of two tuned scores, no larger than one change can
-            # be. A larger number proves that the base answers differ. Then it can be as large as
-            # both changes together, and it is not the change of a 0/1 answer.
-            bound, largest = max(own_bound, their_bound), float(np.abs(part).max())
-            bounds.append(bound if largest <= bound else own_bound + their_bound)
             parts.append(part)
+            largest = float(np.abs(part).max())
+            bound = max(own_bound, their_bound)  # of one change
+            bounds.append(bound if largest <= bound else own_bound + their_bound)
+            # A difference of two 0/1 scores is -1, 0 or 1, as a change of one is.
             is_binary = is_binary and largest <= 1
         seeds = self.seeds if is_paired else ()
         return SeedAnswers(parts, bounds, max(self.step, other.step), is_binary, seeds)
@@ -353,7 +364,9 @@ def build_difference_tests(
     # The groups of several seeds: a single one does not say how much seeds vary.
     several = {value: answers for value, answers in groups.items() if answers.n_seeds > 1}
     spreads = {value: answers.measure_spread() for value, answers in several.items()}
-    # Of every pair with the same seeds: with few seeds, the spreads of all these are pooled.
+    # The differences of all groups that have the same seeds as another. With few seeds, the spreads
+    # of several such pairs are pooled. If some pairs have other seeds than others, `_pool_pairs`
+    # takes those that have the seeds which it is given.
     paired_differences = [
         second.subtract(first)
         for first, second in combinations(several.values(), 2)
@@ -392,8 +405,12 @@ def _pool_pairs(seeds: Sequence[str], differences: Iterable[SeedAnswers]) -> See
 def _join_spreads(pair: Sequence[SeedSpread], alike: Sequence[SeedSpread]) -> SeedSpread:
     """Return the spread of the difference between the means of two groups with unlike seeds.
 
-    It is the sum of the spreads of both means. A sum of variances v, each with f degrees of
-    freedom, has about sum(v)**2 / sum(v**2 / f) of them (Satterthwaite 1946).
+    The variances that come in are of one seed's mean. Those that are returned are of the difference
+    between two means over seeds, for the one row that `SeedAnswers.subtract` makes of it.
+
+    The variance of a difference is the sum of the variances of both means. A sum of variances v,
+    each with f degrees of freedom, has about sum(v)**2 / sum(v**2 / f) degrees of freedom
+    (Satterthwaite 1946).
 
     Args:
         pair: How much the mean of one seed varies, in each of the two groups.
@@ -401,18 +418,21 @@ def _join_spreads(pair: Sequence[SeedSpread], alike: Sequence[SeedSpread]) -> Se
             of their variances, weighted by degrees of freedom; each keeps its own residual. Empty:
             each keeps its own variance, too.
     """
-    # The variance of a group's mean is that of one seed, divided by the number of seeds. There is
-    # one seed more than degrees of freedom.
+    # The variance of a group's mean is that of one seed, divided by the number of seeds (there is
+    # one seed more than degrees of freedom). So it is that of one seed times this factor.
     factors = [1 / (spread.freedom + 1) for spread in pair]
     residual = sum(f * spread.residual for f, spread in zip(factors, pair, strict=True))
+    # The sum is written as measured variances, each with its weight.
     if alike:
-        # Both groups have the same variance, that mean. So their two factors are added.
+        # One seed has the same variance v in both groups, so the sum is v times both factors
+        # together. v is the mean of the variances of all groups. In it, each group has its share of
+        # the degrees of freedom as its weight.
         freedom_of_all = sum(spread.freedom for spread in alike)
-        added, weights = alike, [sum(factors) * s.freedom / freedom_of_all for s in alike]
+        measured, weights = alike, [sum(factors) * s.freedom / freedom_of_all for s in alike]
     else:
-        added, weights = pair, factors
-    variances = [weight * spread.variance for weight, spread in zip(weights, added, strict=True)]
-    squares = [v**2 / spread.freedom for v, spread in zip(variances, added, strict=True)]
+        measured, weights = pair, factors
+    variances = [weight * spread.variance for weight, spread in zip(weights, measured, strict=True)]
+    squares = [v**2 / spread.freedom for v, spread in zip(variances, measured, strict=True)]
     return SeedSpread(sum(variances), residual, freedom=sum(variances) ** 2 / sum(squares))
 
 
