@@ -97,7 +97,9 @@ def likelihood_p_values(
         excess: [rows, k] or [k], k distinct numbers: by how much they exceed a threshold.
         counts: [rows, k] or [k], how often each was seen.
         least: [rows] or one number, the lowest that such a number can be.
-        added: [rows] or one number, how many answers are added, at the lowest number.
+        added: [rows] or one number, how many answers are added, at the lowest number. They speak
+            for a mean of 0 or less: a few answers may not show the low numbers that are possible,
+            and would else claim a mean above 0 too often.
 
     Returns:
         [rows], a p-value each.
@@ -113,6 +115,9 @@ def likelihood_p_values(
     p_values = np.where(x.max(axis=1) <= 0, 1.0, 0.0)
     has_both_signs = (x.min(axis=1) < 0) & (x.max(axis=1) > 0)
     x, counts = x[has_both_signs], counts[has_both_signs]
+    # A number x that was seen n times of N has the share n / N in the one distribution, and
+    # n / (N (1 + tilt x)) in the other, so 1 + tilt x is their ratio. The tilt has the sign of the
+    # mean that was seen (see `_find_tilt`).
     tilt = _find_tilt(x, counts)
     log_ratio = (counts * np.log(1 + tilt[:, None] * x)).sum(axis=1)
     root = np.copysign(np.sqrt(2 * np.maximum(log_ratio, 0.0)), tilt)

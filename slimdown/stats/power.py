@@ -272,23 +272,25 @@ def _model_counts(difference: Difference) -> tuple[float, FindCriticalMean]:
     """
     test, measured = difference.test, difference.value
     values = np.append(test.values, (-1.0, 1.0))
-    counts = np.append(test.counts[-1], (0.5, 0.5))
+    counts = np.append(test.counts[-1], (0.5, 0.5))  # by the last look, which has all answers
     spread = sqrt(float(counts @ (values - measured) ** 2) / counts.sum())
     # The shares of answers that flip to each side: -1 for lost answers, 1 for gained ones.
     flip_shares = {side: float(counts[side * values > 0].sum()) / counts.sum() for side in (-1, 1)}
-    n_added_by_change_test = float(np.atleast_1d(difference.change_test.added)[-1])
 
     @cache
     def find_null_spread(threshold: float) -> float:
         """Return the spread of one answer if the true change were the threshold."""
-        # Weighted answers can change by more than 1. So the largest possible change in the
-        # direction of the threshold is added, too, as a millionth of an answer.
+        # In `null_spread`, a number can only get a share if it is in the list. Weighted answers can
+        # change by more than 1, so the largest possible change in the direction of the threshold
+        # is put in, too. A millionth of an answer is enough: the distribution can give a number
+        # a far larger share than its count if that moves the mean to the threshold.
         bound = test.lowest if measured > threshold else test.highest
         return null_spread(np.append(values, bound) - threshold, np.append(counts, 1e-6))
 
     def find_critical_mean(n: int, threshold: float, side: int, alpha: float) -> float:
-        n_added = n_added_by_change_test
+        n_added = float(np.atleast_1d(difference.change_test.added)[-1])  # by the last look
         if test.is_margin and threshold != 0:  # the test against a margin or a budget
+            # Flips to the side of the claim are favorable: gained answers if side is 1.
             favorable, adverse = round(flip_shares[side] * n), round(flip_shares[-side] * n)
             n_added = float(added_to_margin(side * threshold, favorable, adverse, n))
         z = -float(scipy.special.ndtri(alpha))
