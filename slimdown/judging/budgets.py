@@ -236,7 +236,9 @@ def resolve_budgets(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Find out what each benchmark may lose; the arguments are those of `check_budgets`.
 
-    A budget that names its benchmark goes before one for all, and both go before the settings.
+    A budget that names its benchmark goes before one for all, and both go before the settings. The
+    name "" has two meanings. In budgets it stands for all retained benchmarks: a budget for all. In
+    `off` it stands for all benchmarks that no budget names, which have one by their settings alone.
 
     Returns:
         All budgets by benchmark, in shares of 1 (100 points). And by benchmark, those of them that
@@ -250,12 +252,12 @@ def resolve_budgets(
     for name in (*budgets, *relative, *off):
         _refuse_conflict(name, list(benchmarks), budgets, relative, off)
     retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
-    # `_expand` gives a budget for all (its name is "") to each benchmark that has none of its own.
-    # So it must not see a benchmark that is named in the other kind of budget.
+    # At most one kind has a budget for all, as `_refuse_conflict` refuses both. `_expand` gives it
+    # to those of these benchmarks that have none of their own in the same kind. So the benchmarks
+    # that have one of their own in the other kind are left out here.
     all_relative = _expand(relative, [name for name in retained if name not in budgets])
-    absolute = _expand(budgets, [name for name in retained if name not in all_relative])
+    absolute = _expand(budgets, [name for name in retained if name not in relative])
     shares_of_base = {n: s * benchmarks[n].primary.base.value for n, s in all_relative.items()}
-    # "" in `off` switches off all benchmarks that only their settings give a budget.
     by_settings = {} if "" in off else default_budgets(benchmarks)
     resolved = by_settings | absolute | shares_of_base
     resolved = {name: budget for name, budget in resolved.items() if name not in off}

@@ -14,7 +14,8 @@ def take_common(
 ) -> tuple[dict[str, Evaluation], list[str]]:
     """Take the benchmarks that all evaluations have, and of each the questions that all asked.
 
-    If a benchmark may have stopped early in an evaluation, all its questions are taken. Its test
+    There is an exception, which `_cut_to_common_questions` makes. If a benchmark may have stopped
+    early in an evaluation, it is taken uncut, with the questions that only some asked. Its test
     holds only for whole looks: for all questions that were asked up to a time at which the
     evaluation could stop.
 
@@ -25,7 +26,8 @@ def take_common(
     Returns:
         The evaluations by label, with what is in common alone. If this leaves something out, their
         `part` names what is taken, because reports call the questions by it. And sentences for the
-        user on what is left out; none if nothing is, or if `only` chose the benchmarks.
+        user: one for each benchmark that is cut to fewer questions, and, unless `only` chose the
+        benchmarks, one for each evaluation with benchmarks that are left out.
 
     Raises:
         ConfigError: `only` names a benchmark that an evaluation lacks.

@@ -182,7 +182,7 @@ def forgetting_rate(
     ratio_test = RatioTest.build(base_scores, tuned_scores, sampling)
     if ratio_test is None:
         return None
-    low, high = ratio_test.interval()
+    low, high = ratio_test.interval()  # of the rate, 1 - ratio
     if np.isinf(low):  # a base of 0 is not ruled out
         return None
     # The standard error of a ratio (delta method) is that of the mean of tuned - ratio * base,

@@ -84,8 +84,9 @@ class StageFindings:
             if "" in stage_budgets:  # a share without a name
                 raise ConfigError(f"--max-loss-at {stage}: name the benchmark, as in gsm8k=0.02")
             findings = steps[stage].findings
-            # To `check_budgets`, "" means every benchmark that the budgets do not name. These are
-            # off, so they are not checked by the budgets of their settings.
+            # `off` lists benchmarks that are not checked, and "" in it stands for every one that
+            # `stage_budgets` does not name. Else `check_budgets` would check those, too, against
+            # the budgets of their settings, which are for the whole model and not for a stage.
             for check in check_budgets(findings, stage_budgets, off=[""], n_reports=n_reports):
                 checks.append(replace(check, benchmark=f"{check.benchmark} at {stage}"))
         return checks

@@ -14,7 +14,8 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
     """Make the function that names the benchmarks that need more answers of the tuned model.
 
     An evaluation calls the function at each look (after each block of questions), and asks no more
-    questions of the benchmarks that it leaves out.
+    questions of the benchmarks that it leaves out. Benchmarks that cannot stop early were asked all
+    their questions before the first look, so the function always leaves them out.
 
     The function uses the tests and corrections of the final verdict:
 
@@ -54,7 +55,7 @@ def stopping_rule(until: Until, base: Evaluation) -> StopRule | None:
         """
         differences = {}
         for name, tuned in answers.items():
-            if not tuned.looks:  # a benchmark without looks cannot stop early
+            if not tuned.looks:  # it cannot stop early: all its questions were asked already
                 continue
             pair = pair_benchmark(name, base.benchmarks[name], tuned)
             differences[name] = compare_scores(pair.base_scores, pair.tuned_scores, pair.sampling)
