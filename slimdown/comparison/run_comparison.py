@@ -261,9 +261,10 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     benchmark or the mitigation that they belong to (keep=none has no `keep.share`). Their values
     are compared among the rows that have them.
 
-    But a row also lacks a setting whose value is null. So a second step looks at rows that all
-    these differences do not tell apart. If some of these rows have an optional setting and others
-    lack it, it is a difference after all.
+    A row also lacks a setting whose value is null. If others have a value of it, that is a
+    difference, which this comparison misses. So a second step looks at rows that are alike in all
+    differences found so far. These use the same datasets, benchmarks and mitigation. So if some of
+    them have an optional setting and others lack it, its value is null in the others.
     """
     keys = {key for row in rows for key in row.settings} - {"benchmark"}
     if any(len(row.runs) > 1 for row in rows):
@@ -275,7 +276,7 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
         is_lacking = len(values) < len(rows)
         if len(set(values)) > 1 or (is_lacking and not is_optional):
             differing.append(key)
-    # The second step. Rows that are alike have the same values of the settings found so far.
+    # The second step. Rows are alike if they have the same values of the settings found so far.
     rows_alike: dict[tuple[str | None, ...], list[Configuration]] = {}
     for row in rows:
         differing_values = tuple(row.settings.get(key) for key in differing)

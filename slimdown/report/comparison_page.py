@@ -195,9 +195,8 @@ def _show_noise(row: Configuration, headings: Mapping[str, str]) -> dict[Column,
         headings: The headings of all columns.
     """
     cells: dict[Column, Cell] = {}
-    means = {name: measured.change for name, measured in row.changes.items()}  # by benchmark
     for source, attribute in (("questions", "question_error"), ("training", "training_error")):
-        errors = {name: getattr(mean, attribute) for name, mean in means.items()}
+        errors = {name: getattr(mean.change, attribute) for name, mean in row.changes.items()}
         known = {headings[name]: error for name, error in errors.items() if isfinite(error)}
         parts = [f"{heading} {format_number(100 * error)}" for heading, error in known.items()]
         values = {f"{name}.{attribute}": error for name, error in errors.items()}
@@ -216,8 +215,9 @@ def _describe_seeds(seeds: Sequence[str]) -> str:
 def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Cell:
     """Show the mean change in one column over a row's seeds, with its interval and verdict.
 
-    The verdict of a single run is that of its own report. If it does not hold once it is corrected
-    for the whole table, the cell says so.
+    A single run's cell shows a benchmark as the run's own report does, with its verdict and its
+    interval. If this verdict does not hold once it is corrected for the whole table, the cell says
+    so. All other cells show the corrected verdict, and the interval that agrees with it.
 
     Args:
         row: The row.
@@ -227,23 +227,24 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
     if judged is None:
         return Cell(EMPTY)
     change = row.changes.get(name)  # None for `learned` and `kept`
-    role_mean = row.target if name == LEARNED else row.retained
-    uncorrected = change.change if change else role_mean
-    shown = judged.shown  # with the interval that agrees with the corrected verdict
+    role_means = {LEARNED: row.target, KEPT: row.retained}
+    uncorrected = change.change if change else role_means[name]
+    shown = judged.shown  # with the interval that belongs to the verdict which is shown
     values: dict[str, Any] = {f"{name}.change": uncorrected.value}
     values |= {f"{name}.change_{key}": getattr(uncorrected, key) for key in _UNCERTAINTIES}
     if change:
         keys = ("n", "p_value", "verdict", "forgetting_rate")
         values |= {f"{name}.{key}": getattr(change, key) for key in keys}
     values |= {f"{name}.shown_low": shown.low, f"{name}.shown_high": shown.high}
-    values[f"{name}.verdict_corrected"] = str(judged.verdict or "")
+    corrected_verdict = str(judged.verdict or "")  # empty: watched
+    values[f"{name}.verdict_corrected"] = corrected_verdict
     if isnan(shown.value):
         return Cell(EMPTY, values=values)
-    verdict, correction, detail = judged.verdict, "", ""
-    if change and len(row.runs) == 1 and (findings := row.runs[0].findings):
-        verdict = findings.benchmarks[name].verdict  # that of the run's own report
-        if judged.verdict is not verdict:
-            correction = f" → {judged.verdict} {text.CORRECTED}"
+    verdict, correction, detail = corrected_verdict, "", ""
+    if change and len(row.runs) == 1:
+        verdict = change.verdict  # that of the run's own report
+        if corrected_verdict != verdict:
+            correction = f" → {corrected_verdict} {text.CORRECTED}"
     if change and change.is_stopped:
         detail = f"after {format_count(change.n, change.n_available)}"
     points, interval = format_points(shown)
@@ -251,7 +252,7 @@ def _show_change(row: Configuration, name: str, judged: JudgedMean | None) -> Ce
         points,
         interval,
         detail=detail,
-        verdict=str(verdict or ""),
+        verdict=verdict,
         correction=correction,
         sort_key=shown.value,
         values=values,
