@@ -1,6 +1,7 @@
 """Find the settings in which runs were made to differ."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 
 FOLLOWERS = frozenset({"lora.lora_alpha"})  # twice the rank, unless it is set
 
@@ -18,28 +19,31 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
         settings: Their settings by dotted keys, in the same order.
 
     Returns:
-        The keys of the varied settings. First those of names, by their place in a name.
+        The keys of the varied settings. First those that a name holds, by their place in it.
 
     >>> ranks = [{"lora.r": "4", "lora.lora_alpha": "8"}, {"lora.r": "8", "lora.lora_alpha": "16"}]
     >>> find_varied(["pocket lora.r=4", "pocket lora.r=8"], ranks)
     ['lora.r']
     """
+    # Earlier versions recorded a run's verdict among its settings, where it is not one.
     keys = {key for run_settings in settings for key in run_settings} - {"seed", "verdict"}
 
-    def rank(key: str) -> tuple[bool, bool, bool, bool, int, str]:
-        """Return the sort key of a setting.
+    def find_place(key: str) -> float:
+        """Return the first place where a name holds a setting; inf if no command line set it."""
+        return min((name.find(f" {key}=") for name in names if f" {key}=" in name), default=inf)
 
-        Of two settings that vary together, the one that comes first is found. This is the one that
-        a command line set, then one of a file that a command line chose (`keep=replay`), and of
-        such a file first what names it.
+    def rank(key: str) -> tuple[float, bool, bool, bool, str]:
+        """Return the sort key of a setting: of those that vary together, only the first is found.
+
+        The order is: what a command line set, by its place in a name; what belongs to a file that a
+        command line chose (`keep=replay`); the rest. A follower comes behind others of its group,
+        and what names a chosen file before what else the file sets.
         """
         section, _, field = key.partition(".")
-        places = [name.find(f" {key}=") for name in names if f" {key}=" in name]
         in_chosen_file = any(f" {section}=" in name for name in names)
         names_file = field in ("name", "id")
-        first_place = min(places, default=0)
         # False is sorted before True, so `not` puts those first that have a property.
-        return not places, not in_chosen_file, key in FOLLOWERS, not names_file, first_place, key
+        return find_place(key), not in_chosen_file, key in FOLLOWERS, not names_file, key
 
     def count_distinct(keys: Sequence[str]) -> int:
         """Count how many different values runs have in these settings together."""
@@ -47,8 +51,7 @@ def find_varied(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> 
 
     varied: list[str] = []
     for key in sorted(keys, key=rank):
-        is_in_names = any(f" {key}=" in name for name in names)
-        is_set_and_differs = is_in_names and count_distinct([key]) > 1
+        is_set_and_differs = find_place(key) < inf and count_distinct([key]) > 1
         # A setting that follows from those found before tells no more runs apart than they do.
         if is_set_and_differs or count_distinct([*varied, key]) > count_distinct(varied):
             varied.append(key)

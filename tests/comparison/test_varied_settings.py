@@ -16,6 +16,12 @@ KEEP = [
         (["m keep=none", "m keep=replay"], KEEP, ["keep.name"]),
         # Both are named, although one tells the other.
         (["m b=1 a=2", "m b=2 a=3"], [{"a": "2", "b": "1"}, {"a": "3", "b": "2"}], ["b", "a"]),
+        # Their order is that of the names, also where one belongs to a file that was chosen.
+        (
+            ["m lora.r=4 keep=replay keep.share=0.1", "m lora.r=8 keep=replay keep.share=0.2"],
+            [{"keep.share": "0.1", "lora.r": "4"}, {"keep.share": "0.2", "lora.r": "8"}],
+            ["lora.r", "keep.share"],
+        ),
         # Runs may be named by people.
         (["small", "large"], [{"lora.r": r, "lora.lora_alpha": 2 * r} for r in "48"], ["lora.r"]),
         (["m seed=0", "m seed=1"], [{"seed": "0"}, {"seed": "1"}], []),
