@@ -88,7 +88,7 @@ class ForgettingCallback(WatchingCallback):
         questions = 64 if questions is None else questions
         _check_number("every", every, least=0)
         _check_number("questions", questions, least=1)
-        _check_number("limit", 1 if limit is None else limit, least=1)
+        _check_number("limit", 1 if limit is None else limit, least=1)  # None: all questions
         if stop_on_forgetting not in (True, False):
             raise ConfigError(f"stop_on_forgetting={stop_on_forgetting!r} must be True or False")
         if not (log is None or callable(log)):
@@ -107,9 +107,8 @@ class ForgettingCallback(WatchingCallback):
         tasks = look_evaluator.tasks
         budgets = default_budgets({name: task.config for name, task in tasks.items()})
         if stop_on_forgetting and not budgets:
-            raise ConfigError(
-                "stop_on_forgetting needs a benchmark that is retained, or a max_loss"
-            )
+            problem = "stop_on_forgetting needs a benchmark that is retained, or a max_loss"
+            raise ConfigError(problem)
         # Without budgets, no look ends the training.
         super().__init__(look_evaluator, every, budgets if stop_on_forgetting else {})
         self._log_elsewhere = log

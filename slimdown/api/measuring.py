@@ -122,13 +122,11 @@ def measure(
             )
         evaluator = benchmarks.evaluator
     elif isinstance(benchmarks, Evaluation):
-        raise ConfigError(
-            "benchmarks is an evaluation that measure did not make; give names of benchmarks"
-        )
+        problem = "benchmarks is an evaluation that measure did not make; give names of benchmarks"
+        raise ConfigError(problem)
     else:
         evaluator = build_evaluator(benchmarks, **settings, **prompts)
-    evaluation = evaluator.evaluate(loaded)
-    return MeasuredEvaluation(**vars(evaluation), evaluator=evaluator)
+    return MeasuredEvaluation(**vars(evaluator.evaluate(loaded)), evaluator=evaluator)
 
 
 def build_evaluator(
@@ -142,7 +140,13 @@ def build_evaluator(
     stock: bool | None = None,
     **prompts: Unpack[Prompts],
 ) -> "Evaluator":
-    """Build the evaluator of benchmarks. The arguments are those of `measure`.
+    """Build the evaluator of benchmarks, which asks any model the same questions.
+
+    The arguments are those of `measure`.
+
+    Args:
+        stock: Use only the harness's own model class. slimdown's, which is faster, computes the
+            common beginning of several rows once (`share_prefixes`).
 
     Raises:
         ConfigError: There is no such benchmark or setting.

@@ -205,7 +205,7 @@ def _check(options: argparse.Namespace) -> int:
     findings = run_reader.check_finished(run)
     if options.register:
         registry.check_in_record(run)
-    rules.resolve(findings)  # raises if the budgets do not fit the benchmarks
+    rules.check_fit(findings)
     read_answers = cache(partial(run_reader.read_evaluations, store, run))
     base_name = run.params.get("model.id", "base")
     case = _Case(run, findings, read_answers, base_name, holdout=run.holdout)

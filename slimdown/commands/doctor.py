@@ -35,8 +35,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code: 1 where the record cannot be opened, or an extension is broken.
     """
-    parser = CommandParser("doctor", __doc__)
-    options = parser.parse(argv)
+    options = CommandParser("doctor", __doc__).parse(argv)
     refusal = "This machine cannot be examined:"
     return run_command(lambda: _examine(options), refusal, error_code=1, with_extensions=False)
 

@@ -31,8 +31,8 @@ class GateRules:
         """Whether any option of the gate was given."""
         return any(vars(self).values())
 
-    def resolve(self, findings: Findings) -> None:
-        """Find out what each benchmark may lose.
+    def check_fit(self, findings: Findings) -> None:
+        """Refuse budgets that do not fit the benchmarks of findings; their losses do not matter.
 
         Raises:
             ConfigError: A name is no benchmark, or no benchmark has a budget.

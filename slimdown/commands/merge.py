@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slimdown.commands import arguments
+from slimdown.config.schema import Device, Dtype, RunConfig
 from slimdown.utils.errors import ModelError, TrackingError
 from slimdown.utils.files import write_atomically
 
@@ -54,7 +55,6 @@ def _merge(options: argparse.Namespace) -> int:
         ModelError: The run's method cannot be merged, or the base model cannot be loaded.
         TrackingError: There is no such finished run, it trained nothing, or its files are gone.
     """
-    from slimdown.config.schema import Device, Dtype
     from slimdown.tracking.derived_models import record_merged
     from slimdown.tracking.metrics_and_tags import Tag
     from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
@@ -80,27 +80,21 @@ def _merge(options: argparse.Namespace) -> int:
     from slimdown.report import console
     from slimdown.tracking.run_files import MergedModel, render_model_card
 
-    is_original = options.onto == "original"
-    model = replace(config.model, device=Device(options.device))
-    quantization = config.quantization
-    # The adapter may have been trained on weights of 4 or 8 bits. By default these are dequantized
-    # and merged, because they are what the adapter corrects.
-    if is_original:  # load them in float32, so that only the sum of weights and adapter is rounded
-        model = replace(model, dtype=Dtype.float32)
-        quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
+    base_config = _choose_weights(config, options)
     with (
         arguments.make_folder(options.tracking, "--out", out) as draft,
         tempfile.TemporaryDirectory() as scratch,
     ):
         trained = download_tuned(options.tracking, run, Path(scratch))
-        with console.progress_bar(f"merging into {model.id}"):
-            base = load_base_model(model, quantization)  # the model card needs it in any case
+        with console.progress_bar(f"merging into {config.model.id}"):
+            # The model card needs it in any case.
+            base = load_base_model(base_config.model, base_config.quantization)
             if method.facts.trains_weights:  # there is no adapter to merge, only a whole model
                 shutil.copytree(trained, draft, dirs_exist_ok=True)
                 dtype = base.dtype
             else:
                 dtype = merge_adapter(base, trained, draft, options.dtype)
-        merged = MergedModel(out.name, dtype, onto_original=is_original)
+        merged = MergedModel(out.name, dtype, onto_original=options.onto == "original")
         card = render_model_card(findings, config, base, merged=merged)
         write_atomically(draft / "README.md", card)
     try:
@@ -110,3 +104,21 @@ def _merge(options: argparse.Namespace) -> int:
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file()) / 1e6
     console.show_line(f"{run.name}, merged, {dtype}, {size:,.1f} MB: {out}")
     return 0
+
+
+def _choose_weights(config: RunConfig, options: argparse.Namespace) -> RunConfig:
+    """Return a run's settings with those of the model and quantization that merging loads.
+
+    The adapter may have been trained on weights of 4 or 8 bits. By default, it is merged into these
+    weights, dequantized, because they are what it corrects.
+
+    Args:
+        config: The settings of the run that trained the adapter.
+        options: Those of the command line, with `device` and `onto`.
+    """
+    model, quantization = replace(config.model, device=Device(options.device)), config.quantization
+    if options.onto == "original":
+        # They are loaded in float32, so that only the sum of weights and adapter is rounded.
+        model = replace(model, dtype=Dtype.float32)
+        quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
+    return replace(config, model=model, quantization=quantization)

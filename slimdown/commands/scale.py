@@ -109,7 +109,7 @@ def _scale(options: argparse.Namespace) -> int:
     recorded = run_reader.read_evaluations(options.tracking, run)
     finished_runs.begin_scaling(options.tracking, run)
     if rules.are_set:
-        rules.resolve(findings)
+        rules.check_fit(findings)
     if options.save:  # a file that is deleted at once shows whether the folder can be written
         options.save.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.save.parent).close()

@@ -69,10 +69,8 @@ def main(argv: list[str]) -> int:
     )
     metric_help = "the metric to judge by: gsm8k=exact_match.strict-match"
     parser.add_list("--metric", "TASK=METRIC", metric_help)
-    field_help = (
-        "a field of the questions, such as passage; questions with the same value count once"
-    )
-    parser.add_list("--cluster", "TASK=FIELD", field_help)
+    text = "a field of the questions, such as passage; questions with the same value count once"
+    parser.add_list("--cluster", "TASK=FIELD", text)
     parser.add_list("--target", "TASK", "a task that the model was trained for")
     add_gate_options(parser, "no budget is checked")
     parser.add_argument(

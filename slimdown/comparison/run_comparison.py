@@ -147,7 +147,7 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
         return without_interval(fmean(map(fmean, values)) if values else nan)
     hashes = [{change.question_hash for change in changes} for changes in benchmarks]
     # Some runs were asked other questions, or may have stopped early.
-    if max(map(len, hashes)) > 1 or any(changes[0].n_available for changes in benchmarks):
+    if max(map(len, hashes)) > 1 or any(changes[0].may_have_stopped for changes in benchmarks):
         by_seed = np.mean(values, axis=0)
         return without_interval(float(by_seed.mean()), sd_over_seeds=float(by_seed.std(ddof=1)))
     parts, steps = stack_answers(*benchmarks)
@@ -194,7 +194,7 @@ def can_average(benchmarks: Sequence[Sequence[BenchmarkChange]]) -> bool:
     if len(set(map(len, benchmarks))) != 1:  # some runs lack a benchmark
         return False
     for changes in benchmarks:
-        is_whole = all(change.is_measured and not change.n_available for change in changes)
+        is_whole = all(c.is_measured and not c.may_have_stopped for c in changes)
         questions = {(change.question_hash, change.metric, change.margin) for change in changes}
         if not is_whole or len(questions) != 1:
             return False
@@ -216,9 +216,8 @@ def collect_answers(
     for group in _group_by_size(benchmarks):  # each is a part, in the order of `stack_answers`
         largest = [max(1.0, *map(_find_largest_change, differences)) for differences in group]
         bounds.append(sum(largest) / len(benchmarks))
-    is_binary = len(benchmarks) == 1 and all(
-        change.primary.difference.test.is_margin for change in benchmarks[0]
-    )
+    tests = [change.primary.difference.test for change in benchmarks[0]]
+    is_binary = len(benchmarks) == 1 and all(test.is_margin for test in tests)
     # How much one question counts, in the part with the fewest.
     step = max(1 / (len(benchmarks) * part.shape[1]) for part in parts)
     return SeedAnswers(parts, bounds, step, is_binary=is_binary, seeds=tuple(seeds))
@@ -384,8 +383,9 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
     """Group runs that differ only in their seed.
 
     Returns:
-        The groups, each with one run per seed, the newest. And a note for the user if older runs
-        with the same settings and seed are left out.
+        The groups: of several seeds, with the newest run of each; of a single seed, each run is a
+        group of its own. And a note for the user if older runs with the same settings and seed are
+        left out of the groups of several seeds.
     """
     runs_by_settings: dict[frozenset[tuple[str, str]], list[RunRecord]] = {}
     for run in runs:
@@ -400,7 +400,7 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
         if len(newest_by_seed) > 1:
             n_older += len(equal_runs) - len(newest_by_seed)
             groups.append(list(newest_by_seed.values()))
-        else:  # all have the same seed, so each run is a row of its own
+        else:  # all have the same seed, so none of them is a mean, and all are shown
             groups += [[run] for run in equal_runs]
     note = f"The means over seeds leave out {n_older:,} older runs with the same settings and seed."
     return groups, [note] if n_older else []
@@ -443,9 +443,10 @@ def _describe_caveats(
     """
     for name in benchmarks:
         changes = [run.changes[name] for run in runs if name in run.changes]
-        # Runs that may have stopped early answered fewer of the same questions, so their hash of
-        # the questions differs without harm.
-        n_sets = len({change.question_hash for change in changes if not change.n_available})
+        # Runs that stopped early answered fewer of the same questions, so it does no harm if their
+        # hash of the questions differs.
+        complete = [change for change in changes if not change.may_have_stopped]
+        n_sets = len({change.question_hash for change in complete})
         if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
             yield (
                 f"{name} does not have the same questions, metric and margin in all runs, so its "

@@ -18,8 +18,8 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     Args:
         comparison: The compared runs.
         key: The benchmark, the setting, or a mean change: "learned" (that of the target
-            benchmarks) or "kept" (that of the retained ones). With a "-" in front the largest value
-            comes first.
+            benchmarks) or "kept" (that of the retained ones). If a benchmark and a setting have the
+            same name, it is the benchmark. With a "-" in front the largest value comes first.
 
     Returns:
         The comparison with sorted rows; the same object if they were in this order.
@@ -28,21 +28,21 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
         ConfigError: The runs have no such benchmark or setting.
     """
     name = key.removeprefix("-")
+    measured = {LEARNED, KEPT, *comparison.benchmarks}
     settings = {setting for row in comparison.rows for setting in row.settings}
-    sortable = {LEARNED, KEPT, *comparison.benchmarks, *settings}
-    if name not in sortable:
-        advice = nearest(name, sorted(sortable))
+    if name not in measured | settings:
+        advice = nearest(name, sorted(measured | settings))
         raise ConfigError(
             f"--sort {name}: these runs have no benchmark or setting of this name{advice}"
         )
 
     def read_value(row: Configuration) -> SortValue:
         """Return what a row is sorted by; None if it has no such value."""
+        if name not in measured:
+            return parse_setting(row.settings.get(name, ""))
         means = {benchmark: cell.change for benchmark, cell in row.changes.items()}
         means |= {KEPT: row.retained, LEARNED: row.target}
-        if name in means and isfinite(means[name].value):
-            return means[name].value
-        return parse_setting(row.settings.get(name, ""))
+        return means[name].value if name in means and isfinite(means[name].value) else None
 
     is_descending = key.startswith("-")
     rows = sorted(comparison.rows, key=lambda row: _order(read_value(row)), reverse=is_descending)

@@ -110,5 +110,4 @@ class DatasetConfig:
         if self.path.startswith("pocket:"):
             name = self.path.removeprefix("pocket:")
             return pocket.DATA_DIR / f"{name}.jsonl" if name in pocket.data_names() else None
-        local = Path(os.path.expanduser(self.path))
-        return local if is_row_file(self.path) else None
+        return Path(os.path.expanduser(self.path)) if is_row_file(self.path) else None

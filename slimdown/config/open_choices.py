@@ -67,11 +67,10 @@ class OpenChoices(ConfigSource):
             settings = vars(MethodConfig.list_kinds()[choice]()) | {"name": choice}
         else:  # a dataset or a benchmark
             package = f"{group}.{name_choice(group, choice)}"
-            settings = {"path": choice}
             if group == "dataset":  # conf/dataset/file.yaml has the settings of any own rows
-                settings = read_group("dataset")["file"] | settings
-            elif not is_row_file(choice):
-                settings = {"task": choice}  # of the harness
+                settings = read_group("dataset")["file"] | {"path": choice}
+            else:  # a file of questions, or a task of the harness
+                settings = {"path" if is_row_file(choice) else "task": choice}
         content = OmegaConf.create(settings)
         return ConfigResult(self.provider, path="", config=content, header={"package": package})
 

@@ -340,7 +340,7 @@ class EvaluationConfig:
             yield f"think_end_token={self.think_end_token} must be a text, such as </think>"
 
     def narrow(self, generates: bool) -> "EvaluationConfig":
-        """Return the settings for one benchmark: `auto` is decided, and idle settings are unset.
+        """Return the settings for one benchmark: with `auto` decided, without what has no effect.
 
         Args:
             generates: Whether the benchmark's answers are generated. If not, the likelihoods of
@@ -348,14 +348,16 @@ class EvaluationConfig:
         """
         choice = self.apply_chat_template
         uses_template = generates if choice == "auto" else choice is True
-        thinking = self.enable_thinking if uses_template else None
+        enable_thinking = self.enable_thinking if uses_template else None
+        # A given answer is scored directly after the prompt, without any thinking. None stays None,
+        # which leaves the switch to the template.
+        if enable_thinking and not generates:
+            enable_thinking = False
         return replace(
             self,
             apply_chat_template=uses_template,
             chat_template_args=self.chat_template_args if uses_template else {},
-            # A given answer is scored directly after the prompt, without any thinking: true becomes
-            # false. None stays None, which leaves the switch to the template.
-            enable_thinking=thinking and generates,
+            enable_thinking=enable_thinking,
             think_end_token=self.think_end_token if generates else None,
         )
 

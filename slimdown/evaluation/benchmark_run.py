@@ -266,7 +266,8 @@ class BenchmarkRun:
         chunks = list(self._cut(0, self.ends[-1]))
         generating = (c for c in chunks if c.requests[0].request_type == "generate_until")
         chunk = next(generating, chunks[0])
-        # A chunk holds several batches of questions, and a request for each choice of a question.
+        # A chunk holds several batches of `chunk.size` questions each. If the questions have
+        # choices, there is a request for each choice.
         doc_ids = list(dict.fromkeys(request.doc_id for request in chunk.requests))
         tried_ids = doc_ids[: chunk.size]
         requests = [copy.copy(request) for request in chunk.requests if request.doc_id in tried_ids]
@@ -403,7 +404,8 @@ class BenchmarkRun:
         """
         if not self.task.config.repeats or task.OUTPUT_TYPE != "generate_until":
             return self._score(task, requests, responses)
-        # The harness expects as many responses as a request has `repeats`; here it gets one.
+        # The harness expects as many responses as a request has `repeats`. Each call of `_score`
+        # below passes a single response to each request.
         single_requests = [copy.copy(request) for request in requests]
         for request in single_requests:
             request.repeats = 1
@@ -544,7 +546,7 @@ def answer_chunk(
         for request in requests:
             for repeat in range(0, request.repeats, n_together):
                 # The seed depends on the question and the repeat alone, so both models and a
-                # repeated run draw alike.
+                # repeated run draw alike. Seven bytes fit in the 64 bits of torch's seed.
                 seed = sha256(f"{request.task_name} {request.doc_id} {repeat}".encode()).digest()
                 torch.manual_seed(int.from_bytes(seed[:7]))
                 responses += lm.generate_until([request] * n_together, disable_tqdm=True)

@@ -144,7 +144,7 @@ class Evaluator:
                 # One lock at a time: processes that hold several may wait for each other for ever.
                 with cache.lock(run.key):
                     run.look_up(cache)
-                    # A benchmark that may end early is left for `_ask_with_looks`.
+                    # A benchmark that may end early is asked and saved by `_ask_with_looks`.
                     if not (stop_when and run.can_stop):
                         run.ask_rest()
                         run.save(cache)

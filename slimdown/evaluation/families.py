@@ -87,7 +87,14 @@ def _explain_class(inner: Any) -> str:
 
 
 def _explain_settings(inner: Any) -> str:
-    """Say which setting of a tested family changes what a token may see; empty if none does."""
+    """Say which setting keeps a model from being scored with shared prefixes; empty if none does.
+
+    With such a setting, a token's logits depend on more than the tokens before it, their positions
+    and the attention mask. Or the model ignores a setting that `PrefixLM` would follow.
+
+    Args:
+        inner: A model of transformers, of one of the families in `EXACT_FAMILIES`.
+    """
     config = inner.config
     odd_settings = {"alibi": True, "use_bidirectional_attention": True, "is_causal": False}
     for setting, odd_value in odd_settings.items():

@@ -68,7 +68,7 @@ def read_task_samples(
     samples = []
     for doc_id, own_lines in by_question.items():
         first = own_lines[0]
-        scores = _read_scores(own_lines, benchmark)
+        scores = _read_scores(own_lines, benchmark)  # already divided by `benchmark.scale`
         if output_type == "multiple_choice":
             exchange = _read_choosing(first, scores, delimiter)
         elif output_type == "loglikelihood_rolling":  # the document is the prompt

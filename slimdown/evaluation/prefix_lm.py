@@ -131,6 +131,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self._rules = rules or AskingRules()
         super().__init__(*args, **settings)
         self._keeps_special_tokens = False
+        # Called with how many tokens each answer of a batch has, and how many it can have.
         self._on_token: Callable[[int, int], object] = lambda n_tokens, n_most: None
         # What was decoded last: its text, with the thinking, and its tokens.
         self._written: tuple[str, list[int]] = "", []
@@ -345,7 +346,8 @@ class PrefixLM(GeneratingLM):
         with torch.no_grad():
             for start, group in _group_by_start(rows.values()).items():
                 contexts = [row.context for row in group]
-                # All tokens that the contexts share, not just the first ones that grouped them.
+                # All tokens that the contexts share, not just the first ones that grouped them. The
+                # group of () holds the contexts that share nothing.
                 prefix = tuple(os.path.commonprefix(contexts)) if start else ()  # noqa: RUF071
                 # At least one token of each context stays, which predicts the answers.
                 prefix = prefix[: min(map(len, contexts)) - 1]

@@ -40,7 +40,8 @@ def score_right_choice(
         choices: Their texts.
         log_likelihoods: Of each choice, in nats.
         target: The right choice's text.
-        scores: What the question scored on other metrics, by metric.
+        scores: What the question scored on other metrics, by metric. Its accuracies tell whether
+            a single choice is right.
 
     Returns:
         The probability. None if it is not certain which single choice is right, or if a

@@ -72,7 +72,7 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
             row |= {"answer": sample.answers[metric], "score": score}
             row["repeated_scores"] = sample.repeated_scores.get(metric)
             rows.append(row)
-    facts = {name: getattr(evaluation, name) for name in _EVALUATION_FACTS} | {"format": FORMAT}
+    facts = {fact: getattr(evaluation, fact) for fact in _EVALUATION_FACTS} | {"format": FORMAT}
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     metadata = {"slimdown": json.dumps(facts), "digest": _hash_content(table, facts)}
     pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")

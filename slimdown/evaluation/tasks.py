@@ -8,7 +8,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -211,8 +211,8 @@ def load_tasks(
         include_path: A folder with task files of your own.
         max_gen_toks: The most tokens of each generated answer, if the benchmark does not set it.
         stop: Texts at which each generated answer ends, if the benchmark does not set them.
-        lacking: Receives the benchmarks whose questions cannot be loaded: by name, the reason. It
-            is changed. None: a benchmark that cannot be loaded is an error.
+        lacking: Receives the harness's benchmarks whose questions cannot be loaded: by name, the
+            reason. It is changed. None: a benchmark that cannot be loaded is an error.
         on_progress: Receives how many benchmarks are read, how many there are, and the next name.
 
     Returns:
@@ -223,8 +223,6 @@ def load_tasks(
             worked examples.
         DataError: The questions cannot be loaded.
     """
-    from slimdown.evaluation.question_task import make_file_task
-
     own_folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
     in_harness = {benchmark.task for benchmark in benchmarks.values() if benchmark.path is None}
     if problems := list(check_task_names(benchmarks, include_path)):
@@ -234,25 +232,18 @@ def load_tasks(
         manager = _index_task_files(in_harness, own_folders)
         for i, (name, benchmark) in enumerate(benchmarks.items()):
             on_progress(i, len(benchmarks), name)
-            files_hash = ""
-            if benchmark.path is not None:  # a file of the user's own questions; no task files
-                rows = read_questions(benchmark.path, benchmark.score)
-                found = {"tasks": {benchmark.task: make_file_task(benchmark, rows)}}
-            else:
-                try:
-                    found = _load_from_harness(name, benchmark.task, manager)
-                except DataError as error:
-                    if lacking is None:
-                        raise
-                    if is_silence(error) and not loaded:
-                        # The hub does not answer, and every other benchmark would wait for it as
-                        # long. Once one is loaded, the wait is worth it: there is then something to
-                        # measure, and those that the hub does not give are left out.
-                        raise DataError(f"{error}. {_MEASURE_CACHED}") from None
-                    lacking[name] = str(error)
-                    continue
-                files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
-            loaded[name] = _check_task(name, benchmark, found, files_hash)
+            try:
+                loaded[name] = _load_benchmark(name, benchmark, manager)
+            except DataError as error:
+                # A file of the user's own is never left out, because the user can correct it.
+                if lacking is None or benchmark.path is not None:
+                    raise
+                if is_silence(error) and not loaded:
+                    # The hub does not answer, and every other benchmark would wait for it as long.
+                    # Once a benchmark is loaded, the wait is worth it: there is then something to
+                    # measure, and those that the hub does not give are left out.
+                    raise DataError(f"{error}. {_MEASURE_CACHED}") from None
+                lacking[name] = str(error)
     if lacking and not loaded:
         raise DataError(_join_problems(lacking.values()))
     if (max_gen_toks or stop) and not any(task.generates for task in loaded.values()):
@@ -261,6 +252,31 @@ def load_tasks(
     for benchmark_task in loaded.values():
         _set_generation(benchmark_task, max_gen_toks, stop)
     return loaded
+
+
+def _load_benchmark(name: str, benchmark: BenchmarkConfig, manager: Any) -> BenchmarkTask:
+    """Load one benchmark, from a file of the user's own questions or from the harness.
+
+    Args:
+        name: The benchmark's name.
+        benchmark: Its settings.
+        manager: What `_index_task_files` returned.
+
+    Raises:
+        ConfigError: The task is unknown, or cannot be asked or scored as the settings say.
+        DataError: The questions cannot be loaded.
+    """
+    from slimdown.evaluation.question_task import make_file_task
+
+    if benchmark.path is not None:
+        task = make_file_task(benchmark, read_questions(benchmark.path, benchmark.score))
+        return _resolve_benchmark(name, benchmark, {benchmark.task: task})
+    found = _load_from_harness(name, benchmark.task, manager)
+    group = found["groups"].get(benchmark.task)  # None: it is a single task, or a tag
+    group_metrics = getattr(group, "aggregate_metric_list", None) or ()
+    checked = _resolve_benchmark(name, benchmark, found["tasks"], group_metrics)
+    files_hash = _hash_own_files(manager, (benchmark.task, *found["tasks"]))
+    return replace(checked, files_hash=files_hash)
 
 
 def _join_problems(problems: Iterable[str]) -> str:
@@ -351,8 +367,8 @@ def _try_scoring(tasks: dict[str, Any]) -> None:
 def _find_task_folders(names: set[str]) -> list[str]:
     """Return the harness's folders that define some of these tasks.
 
-    The files are not parsed, but searched for a line such as `task: NAME`. That takes half a
-    second, and it finds no groups and no tags.
+    The files are not parsed, but searched for their first line such as `task: NAME`, because a file
+    defines one task. That takes half a second, and it finds no groups and no tags.
     """
     import lm_eval.tasks
 
@@ -364,72 +380,83 @@ def _find_task_folders(names: set[str]) -> list[str]:
             if not file_name.endswith(".yaml"):
                 continue
             with open(os.path.join(folder, file_name), "rb", buffering=0) as stream:
-                found = defines.search(stream.read())
-            if found and found[1] in wanted:
+                line = defines.search(stream.read())
+            if line and line[1] in wanted:
                 folders.add(folder)
     return sorted(folders)
 
 
-def _check_task(
-    name: str, benchmark: BenchmarkConfig, found: Any, files_hash: str
+def _resolve_benchmark(
+    name: str, benchmark: BenchmarkConfig, tasks: dict[str, Any], group_metrics: Sequence[Any] = ()
 ) -> BenchmarkTask:
-    """Return a benchmark with its harness tasks, after every setting is checked or filled in.
+    """Return a benchmark with its harness tasks and with all of its settings.
 
-    Metric, number of worked examples and chance are filled in where the benchmark does not set
-    them. Then the settings are checked, and the tasks get their number of worked examples.
+    The metric, the number of worked examples and the chance are filled in where the benchmark does
+    not set them. All settings are checked, and the tasks get their number of worked examples.
 
     Args:
         name: The benchmark's name.
         benchmark: Its settings. The harness's tasks decide what is not set.
-        found: The harness's `tasks` by name and, unless the benchmark is a file, the `groups` among
-            them by name.
-        files_hash: A hash of task files of your own; empty if there are none.
+        tasks: The harness's tasks by name; a group has several.
+        group_metrics: The metrics that a group averages over its tasks, as the harness has them.
 
     Raises:
         ConfigError: The tasks cannot be asked or scored as the settings say.
     """
-    tasks: dict[str, Any] = found["tasks"]
-    first = tasks[min(tasks)]  # stands for all tasks of a group
     config = ResolvedBenchmark.of(benchmark)  # what is not set is filled in below
+    first = tasks[min(tasks)]  # stands for all tasks of a group
     usable = _find_usable_metrics(tasks)
-    group = found.get("groups", {}).get(benchmark.task)
-    # The metrics that a group averages over its tasks, and how; none for a single task or a tag.
-    group_metrics = getattr(group, "aggregate_metric_list", None) or ()
-    metric_names = list(first.higher_is_better())
+    usable_names = [metric for metric in first.higher_is_better() if metric in usable]
     filters = [settings["name"] for settings in first.config.filter_list or [{"name": "none"}]]
     # The primary metric is one of these: usable metrics, each with every filter.
-    usable_names = [name for name in metric_names if name in usable]
-    candidates = [Metric(name, filter_name) for name in usable_names for filter_name in filters]
+    candidates = [Metric(metric, filter_name) for metric in usable_names for filter_name in filters]
     if benchmark.metric is None:
-        reported = {  # what the group reports as its score; without named filters, all of them
-            Metric(metric.metric, filter_name)
-            for metric in group_metrics
-            for filter_name in metric.filter_list or filters
-        }
-        preferred = [metric for metric in candidates if metric in reported]
-        # If no metric is usable, any name is taken, and `_check_metric` refuses it with a reason.
-        config.metric = str(choose_metric(preferred or candidates or [*metric_names, "none"]))
-    # If the tasks of a group differ in their worked examples, each keeps its own number.
-    shots = {task.config.num_fewshot or 0 for task in tasks.values()}
-    if benchmark.num_fewshot is None and len(shots) == 1:
-        config.num_fewshot = shots.pop()
-    weights_by_size = {metric.metric: metric.weight_by_size for metric in group_metrics}
-    # A group's mean is over its tasks only if its metric says so, and otherwise over questions.
-    weighs_tasks_alike = not weights_by_size.get(Metric(config.metric).name, True)
-    if benchmark.chance is None:
-        config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
-    # What slimdown computes itself. A benchmark must name such a metric to have it as primary one.
+        config.metric = _choose_metric(candidates, group_metrics, first)
+    # What slimdown computes itself, and takes as primary metric only if the settings name it.
     own_metrics: list[str] = []
     if all(task.OUTPUT_TYPE == "multiple_choice" for task in tasks.values()):
         own_metrics.append(CHOICE_PROBABILITY)
     if config.numeric_tolerance is not None and first.OUTPUT_TYPE == "generate_until":
         own_metrics.append(FLEXIBLE)
     usable.update(own_metrics)
+    _check_metric(name, config, first, usable, [*candidates, *own_metrics])
+    # If the tasks of a group differ in their worked examples, each keeps its own number.
+    shots = {task.config.num_fewshot or 0 for task in tasks.values()}
+    if benchmark.num_fewshot is None and len(shots) == 1:
+        config.num_fewshot = shots.pop()
+    # A group averages these metrics over its tasks, and all others over all questions.
+    means_over_tasks = {metric.metric for metric in group_metrics if not metric.weight_by_size}
+    weighs_tasks_alike = Metric(config.metric).name in means_over_tasks
+    if benchmark.chance is None:
+        config.chance = _find_chance(tasks, config.limit, weighs_tasks_alike)
     _check_clusters(name, config, tasks)
-    _check_metric(name, config, first, usable, [*candidates, *sorted(own_metrics)])
     for task in tasks.values():
         _set_shots(name, config, task)
-    return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)
+    return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike)
+
+
+def _choose_metric(candidates: list[Metric], group_metrics: Sequence[Any], first: Any) -> str:
+    """Choose the primary metric of a benchmark whose settings name none.
+
+    If some usable metrics are what the benchmark's group reports as its score, only these count.
+
+    Args:
+        candidates: The usable metrics, each with every filter, in the task's order.
+        group_metrics: The metrics that a group averages over its tasks, as the harness has them.
+        first: One of the harness's tasks, which stands for all of a group.
+
+    Returns:
+        The metric with its filter. If none is usable, the name of an unusable one or "none".
+    """
+    reported: list[Metric] = []
+    for metric in group_metrics:
+        if metric.filter_list:
+            reported += [Metric(metric.metric, filter_name) for filter_name in metric.filter_list]
+        else:  # without named filters, the group reports all of them
+            reported += [candidate for candidate in candidates if candidate.name == metric.metric]
+    preferred = [metric for metric in candidates if metric in reported]
+    # An unusable metric is refused by `_check_metric`, which says why.
+    return str(choose_metric(preferred or candidates or [*first.higher_is_better(), "none"]))
 
 
 def _find_usable_metrics(tasks: dict[str, Any]) -> set[str]:
@@ -656,7 +683,8 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 def keep_random_states() -> Iterator[None]:
     """Restore every random generator on leaving, because the harness draws from them."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    # CUDA would take memory if it were asked before it is in use.
+    # `fork_rng` restores torch's generator of the CPU, and those of these CUDA devices. CUDA would
+    # take memory if it were asked before it is in use.
     is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if is_in_use else ()
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None

@@ -155,6 +155,11 @@ class BenchmarkChange:
         return self.has_no_right_answer and self.role is not Role.target
 
     @property
+    def may_have_stopped(self) -> bool:
+        """Whether a look at the answers could end the evaluation before all were asked."""
+        return self.n_available is not None
+
+    @property
     def is_stopped(self) -> bool:
         """Whether the evaluation stopped early; its change is then on average too large."""
         return self.n_available is not None and self.n < self.n_available

@@ -95,10 +95,12 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
 
     A generated answer is lost if it fails any metric that it passed before; this also finds answers
     that only a stricter reading misses. A choice is lost if it is right before and wrong after, by
-    the primary metric.
+    the primary metric. Any answer is gained if it is wrong before and right after by the primary
+    metric alone, the one by which the benchmark is judged. So an answer of several metrics can be
+    both lost and gained.
 
     Args:
-        pair: both models' answers, to at least one question.
+        pair: Both models' answers, to at least one question.
     """
     examples = list(map(Example, pair.base.samples, pair.tuned.samples))
     primary = pair.base.benchmark.metric

@@ -20,7 +20,11 @@ _MOST_BYTES = 2**28  # of one array, unpacked
 
 
 def to_plain(value: Any) -> Any:
-    """Convert a value to what JSON holds; arrays are packed, nan and infinities are text."""
+    """Convert a value to what JSON holds; arrays are packed, nan and infinities are text.
+
+    Of numpy's own numbers, only floats are converted: no recorded field holds its integers or
+    booleans.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         recorded = [f.name for f in dataclasses.fields(value) if f.metadata.get("recorded", True)]
         return {name: to_plain(getattr(value, name)) for name in recorded}

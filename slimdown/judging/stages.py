@@ -65,14 +65,15 @@ class StageFindings:
         """Check what single stages lost against their budgets.
 
         Args:
-            budgets: By stage, what each benchmark may lose there.
+            budgets: By stage, then by benchmark, what may be lost there, as a share. Other
+                benchmarks are not checked.
             n_reports: As for `check_budgets`.
 
         Returns:
             The checks; their benchmarks are named with the stage.
 
         Raises:
-            ConfigError: There is no such stage or benchmark.
+            ConfigError: There is no such stage or benchmark, or a budget names no benchmark.
         """
         steps = {step.after: step for step in self.steps}
         checks = list[BudgetCheck]()
@@ -80,8 +81,11 @@ class StageFindings:
             if stage not in steps:
                 known = ", ".join(steps)
                 raise ConfigError(f"--max-loss-at {stage}: the stages are {known}; name one")
+            if "" in stage_budgets:  # a share without a name
+                raise ConfigError(f"--max-loss-at {stage}: name the benchmark, as in gsm8k=0.02")
             findings = steps[stage].findings
-            # off=[""]: only benchmarks that the budgets name are checked.
+            # To `check_budgets`, "" means every benchmark that the budgets do not name. These are
+            # off, so they are not checked by the budgets of their settings.
             for check in check_budgets(findings, stage_budgets, off=[""], n_reports=n_reports):
                 checks.append(replace(check, benchmark=f"{check.benchmark} at {stage}"))
         return checks

@@ -45,7 +45,16 @@ def find_ratio_interval(numerators: Floats, denominators: Floats) -> tuple[float
 
 
 def _draw_quotients(numerators: Floats, denominators: Floats, ratio: float) -> Floats:
-    """Return the error of each draw's ratio, divided by the standard error of that draw."""
+    """Return the error of each draw's ratio, divided by the standard error of that draw.
+
+    Args:
+        numerators: [n], one for each document.
+        denominators: [n], likewise.
+        ratio: The ratio of all documents, from which a draw's ratio has its error.
+
+    Returns:
+        [draws], the quotients.
+    """
     n = len(numerators)
     generator = np.random.default_rng(0)  # always the same, so a report can be repeated
     most_draws = max(1, _MOST_NUMBERS // n)  # at once

@@ -296,7 +296,8 @@ class EmpiricalLikelihoodTest:
         """Compute a p-value for each row of other numbers; null hypothesis: their mean is <= 0.
 
         Args:
-            excess: [rows, k], the numbers in place of `values`; they were seen as often.
+            excess: [rows, k], the numbers in place of `values`. By each look they were seen as
+                often as those, see `counts`, [looks, k].
             least: [rows], the lowest that each row's numbers can be.
             added: [rows, looks], the pseudo-answers; None: those of the test.
 
@@ -305,7 +306,8 @@ class EmpiricalLikelihoodTest:
         """
         n_looks = len(self.counts)
         pseudo_answers = self.added if added is None else added
-        p_values = likelihood_p_values(  # for each row, at each look
+        # Each row is tested at each look: [rows * looks], the looks of the first row come first.
+        p_values = likelihood_p_values(
             np.repeat(excess, n_looks, axis=0),
             np.tile(self.counts, (len(least), 1)),
             np.repeat(least, n_looks),

@@ -120,8 +120,9 @@ def _find_critical_mean(difference: Difference, n: int, threshold: float, alpha:
     first_shown = int(np.argmax(p_values < alpha))
     if first_shown == 0:
         return threshold + float(distances[0])
-    # Interpolate between the last distance that is not shown and the first that is. A p-value is
-    # the normal probability of a root, and the root grows almost in a straight line.
+    # Interpolate between the last distance that is not shown and the first that is. The test makes
+    # its p-value from the root of the likelihood ratio, by the normal distribution. The root grows
+    # almost in a straight line with the distance, so it is what is interpolated.
     neighbours = slice(first_shown - 1, first_shown + 1)
     roots = -scipy.special.ndtri(np.maximum(p_values[neighbours], 1e-300))
     critical_root = -scipy.special.ndtri(alpha)

@@ -60,14 +60,15 @@ class CommandLine:
         folders: Where group files are looked for.
         is_sweep: Whether it asks for several runs.
         is_run: False for `--help`, `--cfg` and the like, which Hydra answers.
-        plan: How to plan instead: `count`, or `try` one batch of each kind of work; empty: run.
+        plan: `count`: say what the runs will do, and run nothing; `try`: also try one batch of each
+            kind of work; empty: run.
     """
 
     overrides: list[str]
     folders: tuple[Path, ...] = (CONF_DIR,)
     is_sweep: bool = True
     is_run: bool = True
-    plan: str = ""  # `count` or `try`: say what it will do, and do nothing
+    plan: str = ""
 
     def is_choice(self, key: str) -> bool:
         """Whether a key decides which files are composed, or what Hydra does."""
@@ -110,7 +111,8 @@ def read_command_line(arguments: list[str]) -> CommandLine:
 
     Returns:
         The settings and the flags that slimdown reads itself: `-m`, `--config-dir` and `--plan`.
-        With any other flag, such as `--cfg`, Hydra answers the command line: it asks for no run.
+        `--plan` without a value is `--plan=count`. With any other flag, such as `--cfg`, Hydra
+        answers the command line: it asks for no run.
 
     Raises:
         ConfigError: A setting has no value, there is no folder of `--config-dir`, or `--plan` has
@@ -122,7 +124,7 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     parser.add_argument("-cd", "--config-dir")
     parser.add_argument("-c", "--cfg")  # otherwise argparse takes -c for -cd
     parser.add_argument("--plan")
-    # `--plan` alone gets a value: otherwise argparse takes the next setting for its value.
+    # `--plan` alone gets its value here: otherwise argparse takes the next setting for the value.
     arguments = ["--plan=count" if text == "--plan" else text for text in arguments]
     options, other_flags = parser.parse_known_intermixed_args(read_flags(arguments))
     if other_flags or options.cfg:
@@ -322,7 +324,7 @@ class _Composer:
     def check_space(self, space: dict[str, DimensionConfig], given: Sequence[Override]) -> None:
         """Check a search: compose a run with each choice, and with both ends of each range.
 
-        The runs are thrown away; what is wrong with one of them is added to `problems`.
+        What is wrong with one of these runs is added to `problems`.
 
         Args:
             space: The settings that the search proposes values for, by dotted key.
@@ -335,6 +337,7 @@ class _Composer:
                 self.problems.append(f"search.space: {key} is not among {', '.join(SEARCHED)}")
                 continue
             for value in dimension.choices or [dimension.low, dimension.high]:
+                # Only the problems matter, which both methods add to `problems`.
                 self.compose([*given, *self.parse(f"{key}={Transformer.str(value)}")])
 
     def compose(self, overrides: Sequence[Override]) -> ComposedRun:
@@ -555,20 +558,34 @@ def _set_value(composed: DictConfig, override: Override) -> str:
             value = [value]  # a list of one
         if isinstance(value, str) and setting and setting.type in _NUMBERS:
             value = read_share(value)
-        # What a search varies: `search.space.lora.r.low=4`, or all at once in a dictionary,
-        # `search.space.lora.r={low: 4, high: 8}`. `update` would take the dots of the searched key,
-        # `lora.r`, for sections. So it gets a dictionary by this key instead.
-        if dimension := re.match(rf"search\.space\.{SPACE_KEY}", key):
-            searched_key, field_name = dimension.groups()  # `lora.r`, and `.low` or None
-            if field_name:
-                value = {field_name.removeprefix("."): value}
-            elif not isinstance(value, dict):
-                raise ConfigError("set its low and high, or its choices, behind a dot")
-            key, value = "search.space", {searched_key: value}
+        # `update` would take the dots in the searched key of `search.space.lora.r.low=4` for
+        # sections. So it gets a dictionary with the key `lora.r` instead.
+        if searched := re.match(rf"search\.space\.{SPACE_KEY}", key):
+            key, value = "search.space", _make_space(searched[1], searched[2], value)
         OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
     except (OmegaConfBaseException, HydraException, RecursionError, ConfigError) as error:
         return reword(error)
     return ""
+
+
+def _make_space(searched_key: str, field_name: str | None, value: Any) -> dict[str, Any]:
+    """Return the part of `search.space` that an override sets, as a dictionary.
+
+    Both `search.space.lora.r.low=4` and `search.space.lora.r={low: 4}` give {"lora.r": {"low": 4}}.
+
+    Args:
+        searched_key: The setting that a search varies, `lora.r`.
+        field_name: What is set of it, `.low`; None if `value` is a dictionary of such fields.
+        value: The value of the override.
+
+    Raises:
+        ConfigError: Neither a field is named nor is the value a dictionary.
+    """
+    if field_name:
+        return {searched_key: {field_name.removeprefix("."): value}}
+    if not isinstance(value, dict):
+        raise ConfigError("set its low and high, or its choices, behind a dot")
+    return {searched_key: value}
 
 
 def _list_values(composed: DictConfig) -> dict[str, Any]:

@@ -95,7 +95,9 @@ class Search:
     def _compose(self, trial: Trial) -> ComposedRun | None:
         """Propose the values of a trial, and compose its run with them.
 
-        Values that were not in the file are added to `_values_by_trial`.
+        An earlier command may have proposed the values of this trial; they are then proposed again.
+        Otherwise the new values are added to `_values_by_trial`, which the caller writes to the
+        file of the search.
 
         Returns:
             The run; or None if the values do not fit together. Then the trial counts as refused,
@@ -103,7 +105,7 @@ class Search:
         """
         # Each trial gets a sampler with its own seed, so a repeated command proposes the same
         # values. What one sampler for all trials proposes would depend on how many trials this
-        # command has proposed, and how many were in the file.
+        # command has proposed, and how many earlier commands had.
         seed = int(hash_json([self._settings.seed, trial.number])[:8], 16)
         n_startup = self._settings.n_startup_trials
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)

@@ -45,7 +45,7 @@ def read_flags(arguments: Sequence[str]) -> list[str]:
         is_flag = any(flag.startswith(key) for flag in _FLAGS)
         if not text.startswith("--") or not key or is_flag:
             settings.append(text)
-        else:
+        else:  # a setting; without a value of its own, `_pop_value` finds it or refuses the word
             settings.append(f"{key}={value if equals_sign else _pop_value(key, rest)}")
     return settings
 

@@ -188,7 +188,10 @@ class _Trial:
         return trainer
 
     def compute_loss(self, trainer: Any, numbers: list[int]) -> float:
-        """Return the loss of a batch of training rows, after its gradients; no weight changes.
+        """Return the loss of a batch of training rows, and compute its gradients.
+
+        No weight changes. Afterwards the model is in evaluation mode, and its parameters hold the
+        gradients, which `_try_training` removes.
 
         Args:
             trainer: By which the batch is made.

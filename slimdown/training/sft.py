@@ -32,7 +32,7 @@ from slimdown.models.causal import (
 from slimdown.training.divergence import measure_divergence
 from slimdown.training.labels import IGNORED, Predictions, find_marked, unmark_labels
 from slimdown.training.result import StepLog
-from slimdown.training.tokenizing import SETTINGS, TokenizedRows
+from slimdown.training.tokenizing import TOKENIZING_SETTINGS, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
 from slimdown.utils.progress import OnProgress
@@ -102,6 +102,8 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
 
     def validate(self, compares: bool = False) -> tuple[float, float]:
         """Compute the loss on the held-out rows; several processes share the batches.
+
+        The model is in evaluation mode afterwards.
 
         The Trainer's own `evaluate` does not serve. It takes the mean over batches. Before `train`
         it also marks the model as prepared, and accelerate then does not wrap it in DDP: each
@@ -178,7 +180,8 @@ def _build_arguments(model: Any, rows: TokenizedRows, config: RunConfig, folder:
     settings = asdict(config.train)
     settings |= settings.pop("args")  # further options of TRL's, which win over the settings
     # Packing and the settings of tokenizing have been used up already.
-    settings = {k: v for k, v in settings.items() if k not in {*_OURS, "packing", *SETTINGS}}
+    not_passed = {*_OURS, "packing", *TOKENIZING_SETTINGS}
+    settings = {name: value for name, value in settings.items() if name not in not_passed}
     settings["gradient_checkpointing"] = bool(settings["gradient_checkpointing"])
     if any(name.startswith("torch_compile") for name in settings):
         settings["tf32"] = False  # compiling would switch it on in the whole process

@@ -22,7 +22,7 @@ from slimdown.data.training_data import DatasetPart, TrainingData
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import DataError, describe_error
 
-SETTINGS = ("max_length", "completion_only_loss", "assistant_only_loss")
+TOKENIZING_SETTINGS = ("max_length", "completion_only_loss", "assistant_only_loss")
 """The settings of `train` that are used up in tokenizing."""
 
 _WHOLE_CONVERSATIONS = (

@@ -170,8 +170,8 @@ class WrittenRows(GeneralRows):
         if prompts := self.read_prompts():
             key.append(prompts)
         file = cache_dir() / "replay" / f"{hash_json([base.identity, key])}.json"
-        # A base without an identity (a model in memory) may have changed since: its rows are not
-        # read from the cache.
+        # A base without an identity (a model in memory) may have changed since, or change later:
+        # its rows are not cached.
         if base.identity and file.is_file():
             with suppress(ValueError):  # a damaged file is written anew
                 return list(json.loads(file.read_bytes()))
@@ -181,7 +181,8 @@ class WrittenRows(GeneralRows):
                 f"keep={self.name}: {base.id} writes nothing that train.max_length={longest} can "
                 "hold; set a larger one, or name shorter texts (keep.prompts), or set keep=none"
             )
-        write_atomically(file, json.dumps(rows))
+        if base.identity:
+            write_atomically(file, json.dumps(rows))
         return rows
 
 

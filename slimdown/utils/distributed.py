@@ -118,9 +118,9 @@ def assist(work: Callable[[_T], object]) -> None:
         work: Does a part, as in `share_work`.
     """
     while parts := broadcast_from_main(None):  # None: from `end_shared_work`
-        has_part = process_rank() < len(parts)
-        result = _try(work, parts[process_rank()]) if has_part else None
-        _gather_on_main(result)  # also without a part: the first process waits for all
+        # There may be fewer parts than processes. The first process waits for a result of all.
+        result = _try(work, parts[process_rank()]) if process_rank() < len(parts) else None
+        _gather_on_main(result)
 
 
 def end_shared_work() -> None:

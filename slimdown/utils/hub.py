@@ -64,9 +64,8 @@ def explain_hub_errors(
         raise  # it already says how to go on
     except Exception as error:
         named = setting.partition("=")[2]
-        reason = _find_reason(error, Path(named).expanduser())
         repo = re.split("[ @]", named)[0]  # without the revision that may follow
-        reason = reason.replace("{repo}", repo)
+        reason = _find_reason(error, Path(named).expanduser()).replace("{repo}", repo)
         raise error_class(f"{setting} {reason}") from error
 
 
@@ -85,12 +84,12 @@ def _find_reason(error: Exception, folder: Path) -> str:
         folder: Where the model is, if it is a local one. No such folder: it is on the hub.
     """
     causes = list_causes(error)
-    # What may be in a key of `_BY_CLASS`: the classes of the error and of its causes, with their
-    # base classes, and HTTP's status codes. Other servers than the hub send nothing but these.
-    signs = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     text = " ".join(map(str, causes))
+    # Of a server that is not the hub, HTTP's status code is all that says what is wrong.
     statuses = re.findall(r"error '(\d+)", text)
-    signs.update(statuses)
+    # What may be in a key of `_BY_CLASS`: these status codes, and the names of the classes of the
+    # error and of its causes, with their base classes.
+    signs = {*statuses, *(kind.__name__ for cause in causes for kind in type(cause).__mro__)}
     failure = next((status for status in statuses if status.startswith("5")), "")
     if failure:
         signs.add("5xx")
@@ -155,7 +154,8 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
 
     Args:
         repositories: For each repository, the setting that names it, its id, its revision, and
-            "model" or "dataset". Several settings may name the same repository.
+            "model" or "dataset". If several settings name the same repository, the line on its
+            problem begins with the last of them.
 
     Yields:
         One line for each problem; if the hub does not answer, one line for all.

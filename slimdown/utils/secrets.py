@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
+HIDDEN = "***"
+"""What stands in the place of a secret."""
 # How the name of a secret ends. An eos_token or a think_end_token is no secret.
 _NAME = r"(?:(?<!end_|eos_|pad_|bos_)token|password|passwd|pwd|passphrase|secret|api_?key"
 _NAME += r"|access_?key|credentials?)"
@@ -17,12 +19,10 @@ _IS_SECRET = re.compile(  # the whole name of a variable or setting; PWD is the 
     rf"(?i)(?!(old)?pwd$).*({_NAME}|_pass|_pw|_key)$"
 )
 # A value in quotes, or up to the next space or separator; not one that is hidden already.
-_VALUE = r"(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
+_VALUE = rf"(?!{re.escape(HIDDEN)})(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
 # NAME=VALUE and NAME: VALUE, as messages write them; and NAME=VALUE alone, as settings are written.
 _NAMED = re.compile(rf"(?i)(?<![\w/.-])([\w-]*{_NAME}[\"']?\s*[=:]\s*){_VALUE}")
 _ASSIGNED = re.compile(rf"(?i)(?<![\w/.-])([\w-]*{_NAME}=){_VALUE}")
-HIDDEN = "***"
-"""What stands in the place of a secret."""
 # The scheme of an address, and what follows "://", up to a space, a quote or a bracket.
 _ADDRESS = re.compile(r"(?i)(?<![\w+.-])([a-z][\w+.-]*)://([^\s\"'<>]*)")
 # Signed links and drivers name theirs X-Amz-Signature, sig, pwd, sslkey, auth, odbc_connect.
@@ -50,7 +50,7 @@ def redact(text: str) -> str:
     >>> redact("think_end_token: </think>")
     'think_end_token: </think>'
     """
-    return _NAMED.sub(r"\1***", redact_leaf(text))
+    return _NAMED.sub(rf"\1{HIDDEN}", redact_leaf(text))
 
 
 def redact_leaf(text: str) -> str:
@@ -66,7 +66,8 @@ def redact_leaf(text: str) -> str:
     """
     for secret in _list_secrets(tuple(os.environ.items())):
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
-    return _TOKEN.sub(r"\1***", _ASSIGNED.sub(r"\1***", redact_uri(text)))
+    text = _ASSIGNED.sub(rf"\1{HIDDEN}", redact_uri(text))
+    return _TOKEN.sub(rf"\1{HIDDEN}", text)
 
 
 @lru_cache(maxsize=1)  # a run's record has hundreds of values
@@ -150,5 +151,5 @@ def _blank_address(address: "re.Match[str]") -> str:
     # A password may hold a slash by mistake, as in me:pa/ss@host. Then `host` ends within it, and
     # what stands where a port would be is no number. An @ behind a right host is part of a path.
     if "@" in place and ("@" in host or not re.fullmatch(r"\d*", host.partition(":")[2])):
-        place = "***@" + place.rpartition("@")[2]
-    return f"{scheme}://{place}" + _PARAMETER.sub(r"\1***", mark + parameters)
+        place = f"{HIDDEN}@" + place.rpartition("@")[2]
+    return f"{scheme}://{place}" + _PARAMETER.sub(rf"\1{HIDDEN}", mark + parameters)

@@ -15,7 +15,8 @@ def limit_time(task: str) -> Iterator[None]:
     """Inside, end a task that takes too long.
 
     An alarm of the operating system interrupts it. Only the main thread can receive the alarm, and
-    Windows has none. There, the task goes on for as long as it takes.
+    Windows has none. There, the task goes on for as long as it takes. A process has one alarm, so
+    one that the caller has set waits inside and goes on afterwards.
 
     Args:
         task: What is done inside, for the beginning of a message.
@@ -28,14 +29,16 @@ def limit_time(task: str) -> Iterator[None]:
         raise DataError(f"{task} does not end within {_MOST_SECONDS:g} s")
 
     can_stop = current_thread() is main_thread() and hasattr(signal, "setitimer")
-    handler_before = signal.signal(signal.SIGALRM, stop) if can_stop else None
+    if can_stop:
+        handler_before = signal.signal(signal.SIGALRM, stop)
+        timer_before = signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
     try:
-        if can_stop:
-            signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
         yield
     except MemoryError:
         raise DataError(f"{task} takes more memory than there is") from None
     finally:
         if can_stop:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # cancels the alarm
+            # In this order, neither alarm can reach the handler of the other.
+            signal.setitimer(signal.ITIMER_REAL, 0)  # cancels ours
             signal.signal(signal.SIGALRM, handler_before)
+            signal.setitimer(signal.ITIMER_REAL, *timer_before)

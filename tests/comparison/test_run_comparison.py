@@ -120,6 +120,13 @@ def test_rows_are_sorted_by_what_is_asked_for(sweep: Comparison) -> None:
         sort_by_setting(sweep, "train.lr")
 
 
+def test_a_row_without_a_benchmark_is_not_sorted_by_a_setting_of_the_same_name() -> None:
+    findings = judge_pairs(seed=make_scores(300, 60, 10, 230))
+    runs = [make_run(LOST, seed="7"), make_run(findings, 1, seed="3")]
+    comparison = sort_rows(compare_runs(runs), "-seed")
+    assert [row.settings["seed"] for row in comparison.rows] == ["3", "7"]
+
+
 def test_a_number_too_large_is_a_word() -> None:
     assert parse_setting("1e400") == "1e400"
 

@@ -16,6 +16,7 @@ from slimdown.data.chat_templates import (
     split_user_turn,
 )
 from slimdown.utils.errors import DataError, ModelError
+from slimdown.utils.time_limit import limit_time
 
 SETTING = "dataset.mine.template=chat"
 
@@ -106,3 +107,13 @@ def test_a_template_without_an_end_is_ended_in_one_line(
     assert "\n" not in str(refused.value)
     assert signal.getsignal(signal.SIGALRM) is handler
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_an_alarm_of_the_caller_still_comes_after_a_prompt() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 100)
+    try:
+        with limit_time("a prompt"):
+            pass
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 90
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

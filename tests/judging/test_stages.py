@@ -192,6 +192,7 @@ def test_a_stage_has_a_budget_of_its_own(logs: list[str], capsys: Capture) -> No
         ("q5", "math=0.05", "tuned, merged, q4"),
         ("q4", "mathe=0.05", "did you mean math?"),
         ("q4", "math=5", "--max-loss-at q4 math=5"),
+        ("q4", "0.05", "--max-loss-at q4: name the benchmark"),
     ):
         assert verdict.main([*at, stage, budget]) == 3
         assert answer in capsys.readouterr().err

@@ -105,6 +105,14 @@ def test_the_base_writes_rows_once_and_alike(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
+def test_rows_of_a_model_in_memory_are_not_cached(cache: Path) -> None:
+    run = prepare_run(*SMALL)
+    config = compose_config(*SMALL, *WRITES, "keep.weight=null")
+    unnamed = replace(run.base, identity={})
+    assert len(config.keep.prepare_rows(unnamed, run.rows, config).train) == 64 + 16
+    assert not cache.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b'[{"input_ids": [1, 2', b"\0\0"])
 def test_a_damaged_file_of_rows_is_written_anew(content: bytes, cache: Path) -> None:
     config = compose_config(*SMALL, *WRITES, "keep.weight=null")

@@ -206,7 +206,8 @@ class _HarnessTask(LoggedTask):
                 with explain_malformed(f"{place} is no line of lm_eval, or was cut short"):
                     line = json.loads(text)
                     if b"\\ud" in text.lower():
-                        json.dumps(line, ensure_ascii=False).encode()  # raises at half a character
+                        # This raises at a lone surrogate, which UTF-8 cannot hold.
+                        json.dumps(line, ensure_ascii=False).encode()
                     if abs(int(line["doc_id"])) >= 2**63:
                         raise ValueError("its doc_id has more than 64 bits")
                     hashes = line["doc_hash"] + line["prompt_hash"] + line["target_hash"]

@@ -64,8 +64,9 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     if path.is_dir() and len(tools) > 1:
         raise DataError(f"{path} holds logs of {' and '.join(tools)}; give the place of one")
     if kinds:
-        first = kinds[0]  # one file may look like a log of several tools: the first reader has it
-        return first, files_by_kind[first]
+        # One file may look like a log of several tools: the first reader has it. Tables are the
+        # last kind of all, so they are taken only if there are no other logs.
+        return kinds[0], files_by_kind[kinds[0]]
     # The folder holds no logs, but perhaps those of several models in folders of their own.
     if len(folders := _list_models(path)) > 1:
         raise DataError(f"{path} holds {name_models(folders)}")
@@ -159,7 +160,8 @@ def _open_newest(
         The logs by the benchmark's name; and the same logs in the order in which they were made.
 
     Raises:
-        DataError: There are no logs, they were not made alike, or two benchmarks have one name.
+        DataError: There are no logs, or they were not made alike. Or two tables are of one
+            benchmark: nothing says which of them is newer.
     """
     kind, files = find_logs(folder)
     open_logs = list_readers()[kind].open_logs

@@ -61,7 +61,7 @@ def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
     """
     tasks: dict[str, list[LoggedAnswer]] = {}  # by benchmark; "" if a row names none
     for number, row in read_table_rows(file):
-        score = _read_score(row, f"{file}: row {number}")
+        score = _read_score(row, f"{file}: row {number}")  # also refuses a row without an id
         fields: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
         benchmark = str(row.get("benchmark") or "")
         if not fields["prompt"]:

@@ -99,10 +99,8 @@ class Dialogues(WrittenRows):
         with fixed_draws(base.model):
             for messages in self.list_batches(n_rows):
                 encoded = [(m, _encode_message(tokenizer, m, template_args)) for m in messages]
-                fitting = [
-                    (message, prompt) for message, prompt in encoded if len(prompt) < longest
-                ]
-                if not fitting:  # the base answers at least one prompt at once
+                fitting = [(m, prompt) for m, prompt in encoded if len(prompt) < longest]
+                if not fitting:  # `continue_texts` needs at least one text
                     continue
                 answers = self.continue_texts(base, [prompt for _, prompt in fitting], ends)
                 for (message, prompt), answer in zip(fitting, answers, strict=True):
