@@ -236,7 +236,7 @@ def _build_conversion(
 ) -> Any:
     """Build transformers' `quantization_config`: how loading quantizes the weights or unpacks them.
 
-    None: the weights stay as the files have them.
+    It is None if the weights stay as the files have them.
     """
     import transformers
 

@@ -119,7 +119,7 @@ def collect_metrics(findings: Findings) -> dict[str, float]:
             if Place.mlflow not in column.places:
                 continue
             values = column.show(row).values
-            # None: the column has all values of its cell recorded.
+            # If the column names no metrics, all values of its cell are recorded.
             keys = values if column.metrics is None else column.metrics
             for key in keys:
                 value = values.get(key)  # None if the benchmark does not have it

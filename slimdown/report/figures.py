@@ -347,9 +347,9 @@ def write_svg(figure: Figure) -> str:
     # the page decides the size. The title is what a screen reader says.
     opening, _, content = svg.partition(">")
     view_box = re.findall('viewBox="[^"]*"', opening)[0]
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     title = escape(str(figure.get_label()))
-    return f'<svg {names} {view_box} role="img"><title>{title}</title>{content}'.strip()
+    return f'<svg {namespaces} {view_box} role="img"><title>{title}</title>{content}'.strip()
 
 
 def _new_figure(title: str, height: float, width: float) -> Figure:

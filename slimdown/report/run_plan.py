@@ -93,17 +93,17 @@ def summarize_plans(plans: Sequence[RunPlan], n_finished: int = 0) -> str:
     seconds = sum(plan.seconds for plan in plans)  # nan if a part's time is not known
     base_parts = [planned for plan in plans for planned in plan.parts if planned.part == "base"]
     has_all_answers = base_parts and all(planned.is_recorded for planned in base_parts)
-    answers = ". The base model's answers are in the record already" if has_all_answers else ""
+    answers = " The base model's answers are in the record already." if has_all_answers else ""
     if isfinite(seconds):
-        return f"About {format_duration(seconds)} in total{answers}.{done}"
+        return f"About {format_duration(seconds)} in total.{answers}{done}"
     if known := sum(plan.known_seconds for plan in plans):
         return (
-            f"At least {format_duration(known)}{answers}. Add --plan=try to measure the parts that "
+            f"At least {format_duration(known)}.{answers} Add --plan=try to measure the parts that "
             f"have a question mark.{done}"
         )
     return (
         "The time is unknown, because no run with this model, quantization and dtype is recorded "
-        f"on this machine{answers}. Add --plan=try to measure one batch of each kind of work.{done}"
+        f"on this machine.{answers} Add --plan=try to measure one batch of each kind of work.{done}"
     )
 
 

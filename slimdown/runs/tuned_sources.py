@@ -147,7 +147,7 @@ class TrainingSource(TunedSource):
         """Train the base, and return the tuned model.
 
         With `train.stop_on_forgetting`, benchmarks are asked between the steps, and the training
-        ends when one of them has lost too much.
+        ends as soon as one of them is proven to have lost more than its budget.
         """
         config = self._inputs.config
         watcher = None

@@ -157,7 +157,8 @@ def _read_last(text: str) -> float | None:
         return -number if minus else number
     last = in_digits[-1]
     before, after = text[: last.start()], text[last.end() :]
-    # Of "12'500", a match is only 12 or 500; of "x^2", it is only the exponent.
+    # The last match is only the 500 of "12'500", the 1.2 of "1.2.3" (as no match begins behind a
+    # point), or the exponent of "x^2".
     is_part = re.search(r"\d[.,'_٫٬]$|\^[{(]?-?$", before) or re.match(r"[.,'_٫٬]\d", after)
     # "12 500", which some countries write for 12,500
     is_group = re.search(r"(?<!\d)\d{1,3} $", before) and re.fullmatch(r"\d{3}", last[0])

@@ -152,9 +152,7 @@ def _find_tilt(x: Floats, counts: Floats) -> Floats:
     the solution lies, and the bracket around the solution shrinks.
 
     All shares are positive only between two ends, t = -1 / max x and t = -1 / min x. Where Newton's
-    step leaves the bracket, t moves towards the end instead: its new distance from the end is the
-    geometric mean of its old one and that of the bracket's bound. For near an end, the distance may
-    have to shrink by orders of magnitude.
+    step leaves the bracket, t moves towards the end instead, by orders of magnitude if it must.
 
     Args:
         x: [rows, k], the numbers; in each row some lie below 0 and some above.
@@ -179,7 +177,9 @@ def _find_tilt(x: Floats, counts: Floats) -> Floats:
         is_inside = (low <= next_tilt) & (next_tilt <= high)
         if not is_inside.all():
             end, bound = np.where(is_up, high_end, low_end), np.where(is_up, high, low)
-            distance = np.sqrt((end - tilt) * (end - bound))  # the geometric mean, see above
+            # The new distance of t from the end is the geometric mean of its old one, end - tilt,
+            # and that of the bracket's bound, end - bound. From the end, t lies towards 0.
+            distance = np.sqrt((end - tilt) * (end - bound))
             next_tilt = np.where(is_inside, next_tilt, end - np.copysign(distance, end))
         is_done = np.abs(next_tilt - tilt) <= 1e-9 * np.abs(next_tilt)
         tilt = next_tilt

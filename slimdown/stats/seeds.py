@@ -281,8 +281,10 @@ class SeedAnswers:
         values, counts = np.unique(numbers.round(12), return_counts=True)
         test = EmpiricalLikelihoodTest(values, counts[None].astype(float), -bound, bound)
         if self.is_binary:
-            # How far a number moves at a time: 1 where all S seeds flip the same answers, 1/S where
-            # each flips others. If both occur, it is the mean size of a change, weighted by size.
+            # There is one part, so its scale is 1. The test adds a part of an answer, because means
+            # of 0/1 answers move in steps. `step` is how far a number moves at a time: 1 where all
+            # S seeds flip the same answers, and 1/S where each flips others. If both occur, it is
+            # the mean size of a change, weighted by size: the larger steps matter more.
             magnitudes = np.abs(values)
             weights = counts * magnitudes
             step = float(np.average(magnitudes, weights=weights)) if weights.any() else 1.0

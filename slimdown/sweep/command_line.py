@@ -435,8 +435,9 @@ class _Composer:
         file_values = self._compose_files(list(choices)).values
         if chosen.keys() & {*_PRESETS}:
             # What a preset (an experiment or a suite) changes in other groups' files is shown, too.
-            # So the values are compared with those that the files have without it. If the preset
-            # defines a dataset, which then has no file, the files only compose together with it.
+            # So the values are compared with those that the files have without it. But if the
+            # preset itself defines a dataset, the files do not compose without it. Then the values
+            # with it stay, and its changes are not shown.
             with suppress(HydraException, OmegaConfBaseException):
                 file_values = self._compose_without_presets(composed, chosen)
         # A key is set if it or a section around it is among `set_keys`. With the dot, `lora.r` is

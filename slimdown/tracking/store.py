@@ -102,8 +102,8 @@ def _check_server(uri: str) -> None:
     try:
         call_within(8, lambda: urllib.request.urlopen(request, timeout=8).read())
     except ssl.SSLError:  # raised while the answer is read
-        # The server is up, but refuses this request or its certificate. MLflow's own requests may
-        # succeed, because MLflow has settings for certificates, which this request does not use.
+        # The server is up, but one side does not accept the other's certificate. MLflow's requests
+        # may succeed, because MLflow has settings for certificates. This request does not use them.
         return
     except urllib.error.HTTPError as error:
         if error.code >= 429:  # a lower status, such as 401, shows that the server is up

@@ -232,7 +232,8 @@ class LoggedTask:
             metrics=metrics,
             chances=[chance for _, chance, _ in answers],
             settings=replace(self.settings or BenchmarkConfig(task=self.title), cluster=cluster),
-            n_reported=sum(metric in self.reported for metric in metrics) or None,  # None: all
+            # None: the tool reports none of these metrics, so any of them may be chosen.
+            n_reported=sum(metric in self.reported for metric in metrics) or None,
             task_version=self.task_version,
             max_new_tokens=self.max_new_tokens,
         )
