@@ -304,7 +304,7 @@ def build_choice(
         if value == MISSING or (value is None and demand):
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
         elif isinstance(_drop_null(hints[key]), EnumMeta):
-            # `explain_type` does not know enumerations, so `demand` is always there. Below,
+            # `explain_type` does not know enumerations, so its demand means nothing here. Below,
             # `build_settings` checks that the value is the name of a member.
             continue
         elif demand and key in given:

@@ -194,7 +194,7 @@ def reword(error: Exception) -> str:
     message = str(reason) if is_clear else describe_error(reason)
     text = " ".join(message.split()).partition(" full_key:")[0]
     # An error in a file has no cause. Hydra's own says more, "In 'dataset/mine': ...", but only
-    # OmegaConf's knows the key. That is the context: the error that Hydra's was raised in place of.
+    # OmegaConf's knows the key. That is the context: what Hydra had caught when it raised its own.
     in_file = re.match("In '([^']*)'", text)
     file_name = in_file[1] if in_file else ""  # GROUP/CHOICE, or `config`
     detailed_error: Any = error.__context__ if in_file else reason

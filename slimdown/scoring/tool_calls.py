@@ -53,13 +53,13 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
     calls = _read_marked(text, tools, is_parsed=bool(parsed))
     # More calls than the template read are taken to include those.
     if len(calls) <= len(parsed):
-        # Otherwise the template is right, even if the markers show calls that only it can read
-        # (None), unless they show the call of a tool that the template passed over.
+        # Otherwise the template is right. What the markers cannot read (None), it has read. But the
+        # markers may show the call of a tool whose call the template passed over.
         names = [json.loads(call)["name"] for call in parsed]
         if all(call is None or json.loads(call)["name"] in names for call in calls):
             return parsed
-        # Then the calls of both count. They are different calls: if the markers read the template's
-        # form, too, they would have found its calls besides, and so more calls than the template.
+        # Then the calls of both count. They are different calls: if the markers could read the
+        # template's form, too, they would have found its calls and this one, which is more.
         calls = [*parsed, *calls]
     readable = [call for call in calls if call is not None]
     return readable if len(readable) == len(calls) else []  # one unreadable call spoils all
