@@ -300,12 +300,16 @@ def build_choice(
     for key, declared in own.items():
         value = given.get(key, declared.default)
         demand = explain_type(str(declared.type), value)  # "must be a number"; None if it is one
-        is_refused_null = value is None and demand is not None
-        if value == MISSING or is_refused_null:
+        # A setting has no value if it is "???" (`MISSING`), or a null that its type does not allow.
+        if value == MISSING or (value is None and demand):
             problems.append(f"{key} must be set for {group}={name}; choosing it does so")
         elif isinstance(_drop_null(hints[key]), EnumMeta):
-            continue  # `build_settings` checks that the value is the name of a member
-        elif demand and key in given:  # a default is the class's own, and not checked
+            # `explain_type` does not know enumerations, so its demand means nothing here. Below,
+            # `build_settings` checks that the value is the name of a member.
+            continue
+        elif demand and key in given:
+            # A default is the class's own, and not checked. That of a `default_factory` would even
+            # be missing in `value`.
             problems.append(f"{key} {demand}, got {value!r:.80}")
     if problems:
         raise ConfigError("\n".join(f"{group}.{problem}" for problem in problems))

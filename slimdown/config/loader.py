@@ -177,18 +177,24 @@ def read_trained_quantization(folder: str | Path) -> str:
 
 
 def reword(error: Exception) -> str:
-    """Return an error of Hydra or OmegaConf in one line, with what would be right.
+    """Return an error of Hydra or OmegaConf in one line, with advice.
 
-    For an unknown setting, the text names the nearest known one. For an error in a file of a
-    dataset, a benchmark or an experiment, it asks about the file's first line, `# @package ...`:
-    without it, Hydra puts the settings into another section, where they are unknown.
+    For an unknown setting, the advice is the nearest known one. Some other errors come from a file
+    that lacks its first line, `# @package ...`, so that Hydra puts its settings into another
+    section. For these, the advice asks about the line:
+
+    - The settings of an experiment are then below `experiment`, which is no section.
+    - Those of a dataset or a benchmark are then refused, because their section holds whole datasets
+      or benchmarks, by name. Every error in such a file gets this advice, except for an unknown
+      setting.
     """
+    # Hydra raises some errors of its own from OmegaConf's, which is then their cause and says more.
     reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     is_clear = isinstance(reason, HydraException | OmegaConfBaseException | SlimdownError)
     message = str(reason) if is_clear else describe_error(reason)
     text = " ".join(message.split()).partition(" full_key:")[0]
-    # Hydra turns OmegaConf's error in a file into its own, "In 'dataset/mine': ...". OmegaConf's is
-    # then the context, and it alone knows the key.
+    # An error in a file has no cause. Hydra's own says more, "In 'dataset/mine': ...", but only
+    # OmegaConf's knows the key. That is the context: what Hydra had caught when it raised its own.
     in_file = re.match("In '([^']*)'", text)
     file_name = in_file[1] if in_file else ""  # GROUP/CHOICE, or `config`
     detailed_error: Any = error.__context__ if in_file else reason
@@ -199,7 +205,6 @@ def reword(error: Exception) -> str:
     if is_unknown and key != "experiment":
         text += f"; {explain_unknown_key(str(key), schema)}"
     elif key == "experiment" and file_name.startswith("experiment/"):
-        # There is no section `experiment`; a file without its first line sets keys below it.
         text += f"; does {file_name}.yaml begin with `# @package _global_`?"
     elif file_name.startswith(("dataset/", "benchmark/")):
         text += f"; does {file_name}.yaml begin with `# @package {file_name.replace('/', '.')}`?"

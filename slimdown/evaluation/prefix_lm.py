@@ -78,8 +78,8 @@ def _lay_out(rows: Sequence[_Row], n_prefix: int) -> _Batch:
 
     A token sees the prefix, its context, and the earlier tokens of its own segment. The last token
     of the context predicts the first one of each answer. The last token of an answer is only
-    predicted. The kept columns begin at the last token of the context. No padding lies in between,
-    because some layers see a fixed number of columns.
+    predicted. No token sees padding, so it may lie between the cached prefix and a context. It is
+    there because the contexts of all rows must end in one column, at which the kept ones begin.
     """
     n_context = max(len(row.context) for row in rows) - n_prefix
     n_answers = max(row.answer_width for row in rows)

@@ -60,9 +60,11 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
     width, n_blocks = config.hidden_size, config.num_hidden_layers
     feed_forward_width = getattr(config, "intermediate_size", None) or 4 * width
     size = dtype.itemsize  # bytes of a number in `dtype`; one in float32 takes 4
-    # All bytes from here on are those of one token. First, what the forward pass keeps for the
-    # gradients of trained weights, in all blocks together. LoRA computes in float32: each linear
-    # layer that it adapts keeps its input in float32.
+    # All bytes from here on are those of one token. `trained_bytes` and `n_dora_outputs` are sums
+    # over all blocks. `block_bytes`, further down, are those of one block.
+    #
+    # First, what the forward pass keeps for the gradients of trained weights. LoRA computes in
+    # float32: each linear layer that it adapts keeps its input in float32.
     lora_layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
     trained_bytes = sum(4 * layer.in_features for layer in lora_layers)
     # DoRA scales the output of the layer, in `dtype`, and that of its LoRA, in float32. It keeps
@@ -77,12 +79,14 @@ def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> i
         trained_bytes += size * (feed_forward_width + 2 * width) * n_blocks
     # Second, what a block keeps whatever is trained: the inputs of its two norms in float32, and
     # the factors of its products. In the feed-forward layer these are gate before and after its
-    # activation, and up; in the attention queries, keys, values, and its output.
+    # activation, and up; in the attention queries, keys, values, and its output. To this comes the
+    # block's share of what is kept for trained weights.
     product_bytes = size * (3 * feed_forward_width + 4 * width)
     block_bytes = 2 * 4 * width + product_bytes + trained_bytes // n_blocks
     if train.gradient_checkpointing:
-        # Only the input of each block is kept, and one block at a time is computed again. But of
-        # DoRA's outputs, those in float32 are kept in all blocks (see `python -m bench.memory`).
+        # Only the input of each block is kept. One block at a time is computed again, and has its
+        # `block_bytes` then. Measurements (`python -m bench.memory`) show an exception: DoRA's
+        # outputs in float32 take memory in all blocks even so.
         kept_bytes = size * width * n_blocks + block_bytes + 4 * n_dora_outputs
     else:
         kept_bytes = block_bytes * n_blocks

@@ -63,13 +63,15 @@ def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str]
     words = _write_words(text)
     if any(_find_mentions(answer, text, words) for answer in forbidden):
         return False
-    # An answer of signs alone has an empty pattern, which would match anywhere.
-    any_accepted = "|".join(filter(None, map(_write_pattern, accepted)))
+    patterns = {_write_pattern(answer) for answer in accepted}
     for answer in accepted:
+        # An answer of signs alone has an empty pattern, which would match anywhere.
+        others = "|".join(patterns - {"", _write_pattern(answer)})
+        # A mention is the text around one place of the answer, with <> for the answer itself.
         for mention in _find_mentions(answer, text, words):
             is_choice = _CHOICE.search(mention)
-            # In a choice between accepted answers, both sides are right.
-            if not is_choice or re.search(rf" (?:{any_accepted}) ", mention):
+            # A choice is right if another accepted answer is beside this one.
+            if not is_choice or (others and re.search(rf" (?:{others}) ", mention)):
                 return True
     return False
 

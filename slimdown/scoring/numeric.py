@@ -88,27 +88,33 @@ def _write_plainly(text: str) -> str:
     """Write the numbers of a text in one form, such as 8, 1.5, 1/2 and 3e8, without currency.
 
     Numbers that are no answer are left out, such as the 8 of "not 8" and the 20 of "18 out of 20".
-    The order of the steps matters: each step expects what the steps above it have written.
+    The order of the steps matters: first numbers are written plainly, and then those that are no
+    answer are found by this form.
     """
     # These two come before `fold`, which would make 31/2 of "3½", and 108 of "10⁸".
     text = re.sub(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)  # "3½": "3 ½"
     raised = "\u207b?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"
     text = re.sub(rf"(?<=\d){raised}", lambda digits: f"^{fold(digits[0])}", text)  # "10⁸": "10^8"
     text = fold(text)  # "½": "1/2"; all letters are small from here on
-    # "3 × 10^8": "3*10^8", and that becomes "3e8"
+    # "3 × 10^8": "3*10^8", and that becomes "3e8". `_POWER` below would write 10^8 out.
     text = re.sub(r"(?<=\d) ?(?:[x*×·]|\\times|\\cdot) ?(?=10 ?(?:\^|\*\*))", "*", text)
     text = re.sub(r"(?<=\d)\*10 ?(?:\^|\*\*) ?[{(]?(-?\d+)[})]?", r"e\1", text)
     text = re.sub(r"[a-z]*[$€£¥]", "", text)  # "US$5": "5"
     text = _POWER.sub(_write_power, text)  # "2^3" and "2**3": "8"
-    text = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", text)  # emphasis, not powers: "**8**": "8"
-    text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    # "**8**": "8". Asterisks are emphasis if no digit stands on one of their sides; those of "3*4"
+    # stay. Those of "2 ** 3" would go, but `_POWER` has read them above.
+    text = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", text)
+    text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)  # "\frac{1}{2}": "1/2"
     # Numbers that are no answer: "not 8", the total of "18/20 points", "as of 2024"
     number = rf"-?(?:[\d.,]*\d|{_WORDS.replace(' ', '|')})\b"
     text = re.sub(rf"\b(?:not|instead of|rather than) {number}", "", text)
     text = re.sub(r"(\d+)/\d+(?= (?:correct|right|points?|marks?|questions?)\b)", r"\1", text)
     text = re.sub(r"\bas of \d{4}\b", "", text)
+    # "1.5 million": "1500000". It comes before totals, or "2 million of 3 million" would keep both.
     text = _SCALED.sub(_write_scaled, text)
-    total = r"%? \(?(?:out )?of (?:the |a total of )?\d[\d,]*\b\)?"  # of "18 out of 20"
+    # "18 out of 20": "18". The total has several forms, and a second one may follow: "18 of 20 (of
+    # the 30)".
+    total = r"%? \(?(?:out )?of (?:the |a total of )?\d[\d,]*\b\)?"
     return re.sub(rf"(?<![\d/.,])(\d[\d,]*)(?:{total})+", r"\1", text)
 
 

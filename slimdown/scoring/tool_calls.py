@@ -51,12 +51,15 @@ def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list
         parsed = [write_call(call) for call in message["tool_calls"]]
     # By the markers of all families. None stands for a call that cannot be read.
     calls = _read_marked(text, tools, is_parsed=bool(parsed))
-    # More calls than the template read are taken to include those. Otherwise the template is right,
-    # unless the markers show the call of a tool that it passed over; then the calls of both count.
+    # More calls than the template read are taken to include those.
     if len(calls) <= len(parsed):
+        # Otherwise the template is right. What the markers cannot read (None), it has read. But the
+        # markers may show the call of a tool whose call the template passed over.
         names = [json.loads(call)["name"] for call in parsed]
         if all(call is None or json.loads(call)["name"] in names for call in calls):
             return parsed
+        # Then the calls of both count. They are different calls: if the markers could read the
+        # template's form, too, they would have found its calls and this one, which is more.
         calls = [*parsed, *calls]
     readable = [call for call in calls if call is not None]
     return readable if len(readable) == len(calls) else []  # one unreadable call spoils all

@@ -246,7 +246,9 @@ def fine_tune(
             `_Training.run` copies both to the `TrainingCallback`, from which the result has them.
 
     Returns:
-        The tuned model in evaluation mode, and what the training did.
+        The tuned model in evaluation mode, and what the training did. If the watcher has put
+        earlier weights back, `steps` counts up to these weights. The history, the mean loss and the
+        tokens are always of all steps that were taken.
 
     Raises:
         ModelError: It does not fit in memory, its loss is not finite any more, or the watcher
@@ -261,7 +263,8 @@ def fine_tune(
     model = _attach(base, config)
     if facts.start:  # the method takes its first values from the text of the rows
         facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
-    # An engine's own module writes no checkpoints, and none holds the weights that a watcher keeps.
+    # Two kinds of training cannot resume. An engine's own module writes no checkpoints. With a
+    # watcher, a checkpoint would lack the weights that the watcher may have to put back.
     resumes = facts.resumes and not watcher and not ENGINES[config.train.engine].module
     checkpoint_seconds = 60 * (config.train.checkpoint_minutes or math.inf) if resumes else math.inf
     callback = TrainingCallback(config.train, base.dtype, on_log, on_progress, checkpoint_seconds)

@@ -21,7 +21,7 @@ class TrainingResult:
     """What a training did and what it cost."""
 
     output_dir: Path  # holds the adapter in PEFT's format, or the whole model
-    steps: int
+    steps: int  # of the model's weights; fewer than in `history` if a watcher put earlier ones back
     tokens: int  # of all training batches, without padding
     train_loss: float  # mean over all steps, in nats per token
     validation_loss_before: float  # of the base on the held-out rows: mean over tokens

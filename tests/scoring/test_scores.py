@@ -124,6 +124,8 @@ def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
         ("not only Paris, all of France", ["Paris"], [], True),
         ("It cannot be in Paris", ["Paris"], [], False),
         ("Paris/Rome", ["Paris"], [], False),
+        ("Paris or Rome. Maybe Paris or Rome.", ["Paris", "paris", "Lutetia"], [], False),
+        ("Paris or Lutetia", ["Paris", "Lutetia"], [], True),
         ("파리입니다", ["파리"], [], True),
         ("-5", ["5"], [], False),
         ("Washington D.C.", ["Washington, D.C."], [], True),

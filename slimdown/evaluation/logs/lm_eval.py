@@ -172,7 +172,9 @@ class _HarnessTask(LoggedTask):
             metrics=metrics,
             chances=[0.0 if has_own_code else _find_chance(sample) for sample in samples],
             settings=settings,
-            n_reported=sum(key in reported for key in metrics) or None,  # None: all
+            # How many of `metrics` lm_eval reports: these come first, and the primary metric is one
+            # of them. If it reports none of them, any may be the primary one (None).
+            n_reported=sum(key in reported for key in metrics) or None,
             task_version=", ".join(sorted(versions)),
             task_weights=task_weights,
             max_new_tokens=max(limits) if all(limits) else None,
