@@ -78,7 +78,7 @@ class BenchmarkRun:
     generate: Callable[[list[Any]], list[str]] | None  # another engine's; None: `lm` does
     n_processes: int  # each answers a chunk; all hold the model
     asked_blocks: AskedBlocks  # shared with the other benchmarks: equal questions are asked once
-    n_asked = n_found = n_new = 0  # questions asked, found in the cache, and not found there
+    n_asked = n_found = n_uncached = 0  # questions asked, found in the cache, not taken from it
     n_answered = 0  # those not found that no other benchmark had asked: the model answered them
     _samples: list[Sample] = field(default_factory=list, init=False)
     # How many questions were asked before each look, a test that may end the asking.
@@ -146,7 +146,7 @@ class BenchmarkRun:
 
     def save(self, cache: EvaluationCache) -> None:
         """Keep the evaluation, unless all of it was found."""
-        if self.n_new:
+        if self.n_uncached:
             cache.save(self.key, self.task.name, self.summarize())
             self._answers.remove()
 
@@ -167,12 +167,15 @@ class BenchmarkRun:
         if self._found and end <= self.n_found:
             self._samples += self._found.samples[begin:end]
         else:
-            if begin not in self._blocks:  # no benchmark with the same questions has asked it
+            # Benchmarks with the same questions share `_blocks`, so another one may have asked this
+            # block. Only questions that are asked here count in `n_answered`; `n_uncached` counts
+            # all that do not come from the cache.
+            if begin not in self._blocks:
                 self._blocks[begin] = self._ask(begin, end)
                 self.n_answered += end - begin
             check_primary_metric(self.task.name, self.task.config, self._blocks[begin])
             self._samples += self._blocks[begin]
-            self.n_new += end - begin
+            self.n_uncached += end - begin
             self._seconds += time.perf_counter() - started
         self.n_asked = end
         if is_look:
@@ -209,7 +212,7 @@ class BenchmarkRun:
             seconds=self._seconds + (self._found.seconds if self._found else 0),
             looks=tuple(self._looks),
             n_available=self.ends[-1] if self._looks else None,
-            origin=self._found.origin if self._found and not self.n_new else "",
+            origin=self._found.origin if self._found and not self.n_uncached else "",
             max_new_tokens=max(map(self._max_new_tokens, task.tasks.values())),
         )
 
@@ -276,8 +279,8 @@ class BenchmarkRun:
         if self.task.generates:
             for request in requests:
                 request.arguments = (request.args[0], {**request.args[1], "max_gen_toks": n_tried})
-        # How many tokens the longest answer has, reported before each token. Stays [0] for choices,
-        # and if another engine generates.
+        # How many tokens the longest answer has so far, reported before each further token. Stays
+        # [0] for choices, and if another engine generates.
         token_counts = [0]
         self.lm.report_tokens(lambda n_tokens, _most: token_counts.append(n_tokens))
         began = time.perf_counter()
@@ -286,10 +289,13 @@ class BenchmarkRun:
         longest = max(token_counts)
         if not longest:
             return replace(cost, seconds=seconds)
-        # The last count was reported before the last token, so it is one too low.
-        if longest >= n_tried - 1:
-            # The answer was cut off. `cost` has answers of full length already, but not their time.
+        # No count is reported after the last token, so the longest answer has `longest + 1` tokens.
+        if longest + 1 >= n_tried:
+            # It was cut off, so each answer is taken to have `most` tokens. `cost` counts so many
+            # already. The measured seconds are those of about `longest` tokens.
             return replace(cost, seconds=seconds * most / longest)
+        # All answers ended, so the measured seconds are those of whole answers. But `cost` counts
+        # `most` tokens for each. The last token only ends the answer, so `longest` is what it has.
         return replace(cost, new_tokens=round(cost.new_tokens * longest / most), seconds=seconds)
 
     def _count_tokens(self, texts: list[str]) -> int:
@@ -427,9 +433,11 @@ class BenchmarkRun:
         for request in requests:  # they still hold the previous model's answers
             request.resps = []
             request.filtered_resps = {}
-        task_copy = copy.copy(task)  # in it the harness finds only these questions
-        task_copy._instances = requests
+        # The harness calls `build_all_requests`, has the model answer `instances`, and scores the
+        # rows of `doc_iterator`. In the copy, all three are of these questions only.
+        task_copy = copy.copy(task)
         task_copy.build_all_requests = lambda **_: None  # they are built already
+        task_copy._instances = requests  # the property `instances` returns them
         task_copy.doc_iterator = lambda **_: iter(docs.items())
         lm = _AnsweredLM(requests, responses)  # the harness asks it, and gets the responses
         tasks = {"tasks": {name: task_copy}, "groups": {}}
@@ -440,8 +448,9 @@ class BenchmarkRun:
         lines = results["samples"][name]  # one for each question and filter
         samples = read_task_samples(name, lines, results["configs"][name], self.task.config)
         if task.OUTPUT_TYPE == "generate_until":
-            # A response is an `Answer`: a text with its thinking and how it ended. The harness
-            # keeps the text alone, so the samples take these attributes, which they have as fields.
+            # A response is an `Answer`: a text that also has the attributes `thinking`,
+            # `never_ended` and `ran_out`. The harness drops them, so they are copied from the first
+            # answer to the sample here, whose fields have the same names.
             pairs = zip(requests, responses, strict=True)
             answers = {request.doc_id: repeated[0] for request, repeated in pairs}
             samples = [replace(sample, **vars(answers[sample.doc_id])) for sample in samples]
@@ -540,8 +549,8 @@ def answer_chunk(
     repeated = [request for request in requests for _ in range(request.repeats)]
     if request_type == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
         responses = []
-        # The `repeats` that the user sets are drawn in one batch. Those that a task sets are drawn
-        # one by one.
+        # If the user sets `repeats`, each request has exactly so many, and they are drawn in one
+        # batch. Otherwise a request has as many as its task sets, and they are drawn one by one.
         n_together = chunk.benchmark.repeats or 1
         for request in requests:
             for repeat in range(0, request.repeats, n_together):

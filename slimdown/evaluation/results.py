@@ -11,8 +11,8 @@ from slimdown.config.benchmark_config import CHOICE_PROBABILITY, ResolvedBenchma
 FLAT_MESSAGES = "messages_as_text"
 """The condition of an evaluation whose prompts are chats that its tool wrote as one text."""
 
-FEWSHOT_SEED = "fewshot_seed"
-"""The condition of a benchmark whose worked examples are drawn: another seed, other prompts."""
+SEED_CONDITION = "fewshot_seed"
+"""The name of a condition of benchmarks whose worked examples are drawn with a seed."""
 
 
 class Metric(str):

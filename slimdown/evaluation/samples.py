@@ -89,7 +89,8 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
         What was answered; `origin` is empty.
 
     Raises:
-        DamagedSamples: The file is cut short, changed, or not one of samples.
+        DamagedSamples: The file is cut short, changed, or not one of samples. Or its evaluation is
+            unsound, see `check_evaluation`.
         DataError: Another version of slimdown wrote it, and this one cannot read it.
     """
     try:
@@ -103,13 +104,14 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
         raise DataError(f"{_OTHER_VERSION}: {_shorten(error)}") from None
     except _READING_ERRORS as error:
         raise DamagedSamples(_shorten(error)) from None
-    # The content is what was written. So if it cannot be read, another version wrote it.
+    # The content is what was written. So if no evaluation can be built from it, another version
+    # wrote it.
     try:
         evaluation = _build_evaluation(table, facts, benchmark)
         problem = check_evaluation(evaluation)
     except _READING_ERRORS as error:
         raise DataError(f"{_OTHER_VERSION}: {_shorten(error)}") from None
-    if problem:
+    if problem:  # it can be read, so no other version is to blame: it was unsound when written
         raise DamagedSamples(problem)
     return evaluation
 

@@ -398,7 +398,8 @@ def _resolve_benchmark(
         name: The benchmark's name.
         benchmark: Its settings. The harness's tasks decide what is not set.
         tasks: The harness's tasks by name; a group has several.
-        group_metrics: The metrics that a group averages over its tasks, as the harness has them.
+        group_metrics: The metrics that a group averages over its tasks: objects of the harness,
+            whose `metric` is a name without a filter, such as "acc".
 
     Raises:
         ConfigError: The tasks cannot be asked or scored as the settings say.
@@ -424,7 +425,8 @@ def _resolve_benchmark(
     shots = {task.config.num_fewshot or 0 for task in tasks.values()}
     if benchmark.num_fewshot is None and len(shots) == 1:
         config.num_fewshot = shots.pop()
-    # A group averages these metrics over its tasks, and all others over all questions.
+    # A group averages these metrics over its tasks, and all others over all questions. They are
+    # named without filters, so the primary metric is looked up without its filter.
     means_over_tasks = {metric.metric for metric in group_metrics if not metric.weight_by_size}
     weighs_tasks_alike = Metric(config.metric).name in means_over_tasks
     if benchmark.chance is None:
@@ -655,11 +657,13 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
     model has to write a letter, that answer is left out, because most texts hold the letter.
 
     Returns:
-        The answers; none for a document, and none if they are not words.
+        The answers; none for a document, and none for a row whose right answer is a pattern, a call
+        or a refusal. An answer is empty if no list in the row holds the texts of letters; searching
+        training rows then ignores it, as any answer without words.
     """
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        return ()
-    if "rule" in doc:  # a row of a file; its answer may be a pattern, a call or "refuse", no words
+        return ()  # a document has no answer
+    if "rule" in doc:  # a row of a question file, whose rule may name no answers in words
         rule = json.loads(doc["rule"])
         targets = rule["accepted"] if find_score(rule["score"]).names_answers else []
     else:
@@ -668,7 +672,7 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
     if choices and all(len(choice) == 1 for choice in choices):  # letters
         # The first list in the row with as many members as there are choices holds their texts.
         lists = (value for value in doc.values() if isinstance(value, list))
-        no_texts = [""] * len(choices)
+        no_texts = [""] * len(choices)  # not the letters, which most training rows hold
         choices = next((texts for texts in lists if len(texts) == len(choices)), no_texts)
     answers = []
     for target in targets if isinstance(targets, list) else [targets]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimdown.evaluation.results import FEWSHOT_SEED, BenchmarkEvaluation, Evaluation, Sample
+from slimdown.evaluation.results import SEED_CONDITION, BenchmarkEvaluation, Evaluation, Sample
 from slimdown.stats.estimates import Sampling
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import DataError
@@ -116,7 +116,7 @@ def describe_differences(before: Evaluation, after: Evaluation) -> Iterator[str]
 
 def _is_of_scoring(key: str) -> bool:
     """Whether a condition says how answers are scored, and not how prompts are made."""
-    return "." in key and not key.endswith(f".{FEWSHOT_SEED}")
+    return "." in key and not key.endswith(f".{SEED_CONDITION}")
 
 
 def pair_benchmark(

@@ -25,7 +25,7 @@ from slimdown.evaluation.logs.logged_task import (
     explain_malformed,
     name_model,
 )
-from slimdown.evaluation.results import FEWSHOT_SEED, MeanScore, Metric, Sample
+from slimdown.evaluation.results import SEED_CONDITION, MeanScore, Metric, Sample
 from slimdown.utils.errors import DataError
 from slimdown.utils.secrets import redact
 
@@ -332,7 +332,7 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for task, settings in results["configs"].items():
         sampler = (settings.get("fewshot_config") or {}).get("sampler")
         if settings.get("num_fewshot") and sampler != "first_n":  # examples are drawn at random
-            yield f"{task}.{FEWSHOT_SEED}", str(config.get("fewshot_seed"))
+            yield f"{task}.{SEED_CONDITION}", str(config.get("fewshot_seed"))
         for key in _SCORED_BY:
             text = json.dumps(settings.get(key), sort_keys=True)
             # A function without source has a new address each time.

@@ -102,14 +102,16 @@ class LoggedAnswers:
             seconds: How long the questions took.
         """
         settings = self.settings
-        # The settings may name a metric, and what guessing scores on it. On another metric, that
-        # chance does not hold.
+        # The chance is what a model that guesses would score. The settings may give it for the
+        # metric that they name; on another metric, it does not hold.
         known_chance = settings.chance if settings.metric == metric else None
         benchmark = ResolvedBenchmark.of(
             settings, metric=metric, chance=known_chance or 0.0, role=role or settings.role
         )
         evaluation = summarize_samples(benchmark, self.samples, self.task_weights, self.metrics)
-        if known_chance is None:  # guessing it takes the evaluation's weights
+        # An unknown chance was set to 0 above. It is computed only now, because it is a mean over
+        # the questions that takes the weights of this evaluation.
+        if known_chance is None:
             benchmark = replace(benchmark, chance=self._guess_chance(evaluation, metric))
         return replace(
             evaluation,
