@@ -353,7 +353,7 @@ def _judge_benchmark(
         max_gen_toks=config.max_gen_toks,
         repeats=config.repeats,
     )
-    if change.is_measured:
+    if change.is_measured:  # the thinking ended, in all answers but a few
         return change
     without_interval = Estimate(difference.value, standard_error=nan, low=nan, high=nan)
     verdict = None if config.role is Role.watched else Verdict.undecided
