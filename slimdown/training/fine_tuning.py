@@ -378,7 +378,10 @@ class _Training:
         self._note_early_end(config.train)
         if process_rank() == 0:
             callback.save(file, self.model, seconds, peak_bytes)
-        if callback.is_stopping:  # the signal came in the last step
+        # After a signal in an earlier step, `train` above has raised this already. The callback
+        # does so in `on_save`, once a checkpoint is written. The last step writes no checkpoint, so
+        # the weights are saved first.
+        if callback.is_stopping:
             raise KeyboardInterrupt
         return seconds, peak_bytes
 
