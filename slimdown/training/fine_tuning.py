@@ -364,9 +364,9 @@ class _Training:
         if self.watcher:
             self.trainer.add_callback(self.watcher)
         transformers.set_seed(config.seed)
+        if is_trained:  # no step is taken that a signal should wait for
+            return callback.load(file, self.model)
         with measure_peak_memory(base.device) as peak, callback.stop_after_step():
-            if is_trained:
-                return callback.load(file, self.model)
             if engine.module:
                 seconds = engine.find_function("train")(base, self.model, rows, config, callback)
             else:
