@@ -353,6 +353,8 @@ def check_budgets(
         ConfigError: see `resolve_budgets`.
     """
     benchmarks = findings.benchmarks
+    # From here on `budgets` holds every budget, in shares of 1 (100 points). The relative ones are
+    # among them: each is multiplied by what the base scored.
     budgets, relative = resolve_budgets(findings, budgets, relative, off)
     measured = {name: benchmarks[name] for name in budgets if benchmarks[name].is_measured}
     tests: dict[str, TestedLoss] = {n: b.primary.difference for n, b in measured.items()}
@@ -361,7 +363,9 @@ def check_budgets(
         for name in shares:
             pair = pairs[name]
             ratio_test = RatioTest.build(pair.base_scores, pair.tuned_scores, pair.sampling)
-            # A base that scored 0 has no ratio; `_give_reason` then makes its check undecided.
+            # None if the base scored 0, because there is no ratio then. The test of the difference
+            # stays in its place. What that decides is not used: `_give_reason` makes such a check
+            # undecided.
             tests[name] = ratio_test or tests[name]
     checks = []
     for name, decision in decide_outcomes(tests, budgets, n_reports=n_reports).items():
@@ -437,9 +441,8 @@ def _explain(check: BudgetCheck) -> str:
         if check.budget > 0.5:  # see "exit 0" in docs/studies/statistics.md
             risk = "; with a budget above 50 points, PASSED is wrong in up to 10 % of cases"
         return f"{lost}{basis}{risk}"
-    lost = f"it may have lost up to {loss}" if loss_bound > 0 else "it lost nothing"
-    n_asked = benchmark.primary.difference.n
-    reason = f"{n_asked:,} questions are too few: {lost}{basis}"
+    # No budget is below 0, and more than the budget may be lost. So here `loss_bound` is above 0.
+    reason = f"{benchmark.n:,} questions are too few: it may have lost up to {loss}{basis}"
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{check.benchmark}.max_loss={check.budget:g}"
         return f"{reason}; a run with {setting} asks until the budget is decided"

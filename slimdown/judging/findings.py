@@ -307,7 +307,7 @@ def _judge_benchmark(
     """Gather what is known of the change on one benchmark.
 
     If too many answers never ended their thinking, nothing is claimed: the verdict is undecided,
-    and the shown change has no interval.
+    the shown change has no interval, and no number of questions would decide.
 
     Args:
         pair: Both models' answers.
@@ -353,11 +353,11 @@ def _judge_benchmark(
         max_gen_toks=config.max_gen_toks,
         repeats=config.repeats,
     )
-    if change.is_measured:
+    if change.is_measured:  # the thinking ended, in all answers but a few
         return change
     without_interval = Estimate(difference.value, standard_error=nan, low=nan, high=nan)
     verdict = None if config.role is Role.watched else Verdict.undecided
-    return replace(change, verdict=verdict, shown_change=without_interval)
+    return replace(change, verdict=verdict, shown_change=without_interval, n_to_decide=None)
 
 
 def _list_costs(

@@ -104,7 +104,8 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
     """
     examples = list(map(Example, pair.base.samples, pair.tuned.samples))
     primary = pair.base.benchmark.metric
-    # All questions of a benchmark have the same metrics.
+    # All answers of one model to a benchmark have scores by the same metrics. Only the primary one
+    # is sure to be among both models' metrics: logs from elsewhere may differ in the others.
     metrics = [primary] if examples[0].base.choices else list(examples[0].base.scores)
     n_right, lost, gained = 0, [], []
     for example in examples:
@@ -112,6 +113,7 @@ def find_changed_answers(pair: Pair) -> ChangedAnswers:
         passed = [metric for metric in metrics if base.is_right(metric)]
         if passed:
             n_right += 1
+        # A metric that the tuned model's answers lack says nothing of a loss.
         if any(metric in tuned.scores and not tuned.is_right(metric) for metric in passed):
             lost.append(example)
         if tuned.is_right(primary) and not base.is_right(primary):

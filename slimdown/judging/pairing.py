@@ -133,11 +133,15 @@ def pair_benchmark(
         DataError: The two were not asked the same, or a stopped evaluation has clusters.
     """
     _check_equal(name, _describe_benchmark(base), _describe_benchmark(tuned))
-    # An evaluation with looks may have stopped early. The shorter one says which are paired.
-    stopped = [benchmark for benchmark in (base, tuned) if benchmark.looks]
-    shorter = min(stopped or [base], key=lambda benchmark: len(benchmark.samples))
+    # `shorter` has the questions that are paired. Only an evaluation with looks may have stopped
+    # early. If neither has looks, the base's questions are taken. The tuned model was then asked as
+    # many, see `_describe_benchmark`, and a question that only one of them was asked is refused
+    # below.
+    may_have_stopped = [benchmark for benchmark in (base, tuned) if benchmark.looks]
+    shorter = min(may_have_stopped or [base], key=lambda benchmark: len(benchmark.samples))
     longer = max(base, tuned, key=lambda benchmark: len(benchmark.samples))
-    if shorter.looks and _number_units(longer.samples) is not None:
+    has_clusters = _number_units(longer.samples) is not None  # or copies of a question
+    if shorter.looks and has_clusters:
         problem = "stopped early, which may have divided its clusters or copies of a question"
         raise DataError(f"{name} {problem}; ask all questions, evaluation.until=all")
     fields = ["doc_hash", "target"]  # that must be equal

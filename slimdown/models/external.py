@@ -328,9 +328,10 @@ def _check_shapes(named: str, base: LoadedModel, adapter: Any, saved: dict[str, 
         state = peft.get_peft_model_state_dict(peft.PeftModel(deepcopy(base.outline), adapter))
     expected = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in sorted(saved.keys() | expected.keys()):
-        # Embeddings and head may differ if they are saved: training may have added tokens. The
-        # base's own table (`base_layer`) may also be missing in the file.
-        is_table = ".embed" in name or "lm_head" in name
+        is_table = ".embed" in name or "lm_head" in name  # embeddings or head, a row per token
+        # A table that the file has may differ, or be one that PEFT would not save here: training
+        # may have added tokens. A table that the file lacks is refused, unless it is the base's own
+        # (`base_layer`), which need not be saved.
         may_differ = is_table and (name in saved or ".base_" in name)
         if saved.get(name) != expected.get(name) and not may_differ:
             raise ModelError(

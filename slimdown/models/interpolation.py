@@ -189,11 +189,11 @@ def pair_models(config: ModelConfig, external: ExternalModel) -> Interpolation:
     for name in sorted(base.places.keys() | tuned.places.keys()):
         if base.ignores(name):
             continue
-        # A model has (`in`) the tensors of its files (`places`), and those that it ties to one of
-        # these (`ties`). If the tuned model alone ties this one, its files lack it. The scaled
-        # model's files are laid out alike, so they could not hold a value of its own for it.
-        is_tied_in_tuned_alone = name not in tuned.places and name not in base.ties
-        if name not in base or name not in tuned or is_tied_in_tuned_alone:
+        # The scaled model's files hold the same names as the tuned model's (`places`). So the tuned
+        # model must have this tensor in its files. Or both models tie it to another one that is
+        # there, and it needs no place of its own. Tied in the tuned model alone, it is missing.
+        is_in_tuned = name in tuned.places or (name in base.ties and name in tuned)
+        if name not in base or not is_in_tuned:
             owner = "the base" if name in base else "the tuned model"
             raise ModelError(f"{problem} only {owner} has a {name} of its own; {advice}")
         before, after = base.read(name), tuned.read(name)

@@ -365,24 +365,28 @@ def _say_what_would_decide(
     """Say how many questions each undecided benchmark needs.
 
     For example: "Undecided: a and b. If the changes stay as large as measured, a needs about 244
-    questions and b about 1,800 for a verdict. Each has 200 now."
+    questions and b about 1,800 for a verdict. Each has 200 now." Or of a single budget: "Budget not
+    decided: a. About 244 questions instead of 200 would be enough for PASSED if nothing is lost."
 
     Args:
         needed: How many questions would decide, by benchmark; None if that cannot be estimated.
         n_asked: How many questions were asked, by benchmark; it may hold further benchmarks.
-        expected: The outcome of each benchmark's budget if its change stays as large as measured;
-            it may hold further benchmarks. Empty if no budgets but verdicts are undecided.
-        has_changed: Whether the score of any of these benchmarks changed.
+        expected: "PASSED" or "FAILED" by benchmark, the outcome of its budget if its change stays
+            as large as measured; it may hold further benchmarks. Empty if no budgets but verdicts
+            are undecided.
+        has_changed: Whether the score of any of these benchmarks changed. If not, the sentence
+            supposes that none will, instead of a change that stays.
     """
     subject, limit = ("Budget not decided", "budget") if expected else ("Undecided", "margin")
     opening = f"{subject}: {_list_names([*needed])}."
     known = [(name, n) for name, n in needed.items() if n]
     if not known:
         return f"{opening} No number of questions can be named so near to the {limit}."
-    condition = "if nothing is lost" if expected else "if nothing changes"
     if has_changed:
         stays = "change stays" if len(needed) == 1 else "changes stay"
         condition = f"if the {stays} as large as measured"
+    else:
+        condition = "if nothing is lost" if expected else "if nothing changes"
     if len(needed) == 1:
         [(name, n)] = known
         goal = f"for {expected[name]}" if expected else "for a verdict"

@@ -302,7 +302,9 @@ def _write_token(token: re.Match[str]) -> str:
         ValueError: A text does not end.
     """
     if token["string"]:
-        # JSON escapes only the double quotation mark, and Python may escape both.
+        # The pattern finds each escape (a backslash and a sign) and each bare `"`. Two of them are
+        # changed: \' becomes ', because JSON has no such escape; and a bare `"`, which Python takes
+        # between single quotes, becomes \". All others stay, such as \n and \\.
         quotes = {"\\'": "'", '"': '\\"'}
         text = re.sub(r'(?s)\\.|"', lambda sign: quotes.get(sign[0], sign[0]), token[0][1:-1])
         return f'"{text}"'
@@ -315,7 +317,9 @@ def _write_token(token: re.Match[str]) -> str:
         return f'"{token["key"]}": '
     if token["comma"]:  # one before a closing bracket, which JSON does not allow
         return ""
-    # A closing parenthesis ends the two braces that the name of the call has opened.
+    # A closing parenthesis ends the two braces that the name of a call has opened. It may also
+    # belong to a `(` without a name. That is written as it is, and the reader of the JSON refuses
+    # it.
     return "}}" if token[0] == ")" else _CONSTANTS.get(token[0], token[0])
 
 

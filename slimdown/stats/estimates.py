@@ -258,7 +258,8 @@ def compare_scores(
         is_binary=is_binary,
         changes=changes,
     )
-    # The spread of single 0/1 answers counts two answers that are added, see `_find_spread`.
+    # For single 0/1 answers, `_find_spread` adds one lost and one gained answer, so that the
+    # spread is never 0. With them it is the spread of two observations more.
     n_added = 2 if untested.has_independent_answers else 0
     n_counted = len(untested.observations) + n_added
     # After an evaluation that may have stopped early, no standard error is right.
@@ -340,7 +341,8 @@ def to_weighted(x: Floats, sampling: Sampling) -> Floats:
 def _find_spread(x: Floats, sampling: Sampling, is_binary: bool = False) -> float:
     """Compute the standard deviation of the observations; nan if they do not vary.
 
-    For 0/1 scores one lost and one gained answer are added; clusters get them only if none changed.
+    For 0/1 scores one lost and one gained answer are added, so that the spread is not 0 where no
+    answer changed. Clusters get them only then.
     """
     (means,), weights = sampling.to_observations([x])
     numbers = weights * means

@@ -88,7 +88,8 @@ def _identify_settings(config: RunConfig) -> dict[str, object]:
     """
     settings = flatten(config, without_defaults=True)
     settings = {key: value for key, value in settings.items() if not key.startswith(NOT_IN_KEY)}
-    # Without conversations, `auto` comes to False. So both give the same key.
+    # Without conversations, `auto` comes to False. So both give the same key. The schema has no
+    # default for these two, so `auto` was not left out above.
     for name in ("evaluation.apply_chat_template", "train.assistant_only_loss"):
         if not config.may_hold_conversations and settings.get(name) == "auto":
             settings[name] = False

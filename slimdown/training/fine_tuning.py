@@ -367,9 +367,9 @@ class _Training:
         if self.watcher:
             self.trainer.add_callback(self.watcher)
         transformers.set_seed(config.seed)
+        if is_trained:  # no step is taken that a signal should wait for
+            return callback.load(file, self.model)
         with measure_peak_memory(base.device) as peak, callback.stop_after_step():
-            if is_trained:
-                return callback.load(file, self.model)
             if engine.module:
                 seconds = engine.find_function("train")(base, self.model, rows, config, callback)
             else:
@@ -381,7 +381,10 @@ class _Training:
         self._note_early_end(config.train)
         if process_rank() == 0:
             callback.save(file, self.model, seconds, peak_bytes)
-        if callback.is_stopping:  # the signal came in the last step
+        # After a signal in an earlier step, `train` above has raised this already. The callback
+        # does so in `on_save`, once a checkpoint is written. The last step writes no checkpoint, so
+        # the weights are saved first.
+        if callback.is_stopping:
             raise KeyboardInterrupt
         return seconds, peak_bytes
 

@@ -87,7 +87,8 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         if compared:
             # DDP's wrapper waits for all processes, and others may have nothing to compare.
             unwrapped = self.accelerator.unwrap_model(model)
-            # The base comes first: this switches the adapter's gradients off and on again.
+            # The base computes without gradients, because of `eval_mode`. It comes first, because
+            # `disabled_adapters` switches the gradients of the adapter off and on again.
             with eval_mode(unwrapped), disabled_adapters(unwrapped):
                 base_predicted = self._predict(unwrapped, compared)
         predicted = self._predict(model, inputs)
@@ -95,6 +96,8 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             predicted.logits.float(), predicted.target, reduction="none"
         ).sum()
         if compared:
+            # The base has predicted all rows of the batch, or only those that the mitigation has
+            # marked. Then `measure_loss` takes the same rows from `predicted`, by `is_replayed`.
             nats = nats + self.mitigation.measure_loss(predicted, base_predicted)
         if n_tokens is None:
             return nats / (predicted.target != IGNORED).sum().clamp(min=1)

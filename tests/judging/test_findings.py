@@ -49,6 +49,13 @@ def test_what_neither_model_got_right_is_not_retained() -> None:
         assert benchmark.n_to_decide is None
 
 
+def test_more_questions_would_not_decide_where_thinking_never_ended() -> None:
+    base, tuned = map(make_benchmark, make_scores(50, 3, 3, 44))
+    found = judge_scores(base, change_samples(tuned, never_ended=True)).benchmarks["a"]
+    assert (found.is_measured, found.verdict) == (False, Verdict.undecided)
+    assert found.n_to_decide is None
+
+
 @pytest.mark.parametrize(
     ("field", "other"),
     [

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import Any
+from unittest.mock import Mock
 
 import peft
 import pytest
@@ -30,7 +31,7 @@ from slimdown.judging.findings import judge
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.causal import eval_mode
 from slimdown.models.device_memory import release_weights
-from slimdown.training import sft
+from slimdown.training import fine_tuning, sft
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import TokenizedRows
@@ -289,6 +290,24 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
     again.train(tmp_path / "b")
     assert [log.step for log in again.logs] == [1, 2, 3, 4]
     assert again.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
+def test_a_signal_ends_a_run_that_loads_its_trained_weights(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    (tmp_path / "trained.pt").touch()
+    config = compose_config(*SMALL)
+    ignore: Any = lambda *done: None  # noqa: E731
+    callback = sft.TrainingCallback(config.train, "float32", ignore, ignore, checkpoint_seconds=600)
+    monkeypatch.setattr(callback, "load", lambda *_: signal.raise_signal(SIGINT))
+    trainer = Mock(transformers.Trainer)
+    training = fine_tuning._Training(trainer, None, callback, None, tmp_path, resumes=True)
+    before = signal.signal(SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            training.run(Mock(LoadedModel, device="cpu"), Mock(TokenizedRows), config)
+    finally:
+        signal.signal(SIGINT, before)
 
 
 @pytest.mark.parametrize("family", ["mixtral", *slow("qwen3_moe")])
