@@ -258,7 +258,7 @@ def resolve_budgets(
     all_relative = _expand(relative, [name for name in retained if name not in budgets])
     absolute = _expand(budgets, [name for name in retained if name not in relative])
     shares_of_base = {n: s * benchmarks[n].primary.base.value for n, s in all_relative.items()}
-    by_settings = {} if "" in off else default_budgets(benchmarks)
+    by_settings = {} if "" in off else default_budgets(benchmarks)  # "" switches off all of these
     resolved = by_settings | absolute | shares_of_base
     resolved = {name: budget for name, budget in resolved.items() if name not in off}
     if not resolved:
