@@ -321,9 +321,9 @@ def count_costs(
     Returns:
         What each benchmark costs, and whether the base's answers are in the record.
     """
-    # Counting needs the questions and the tokenizer, so vLLM need not start. But a cost is that of
-    # the backend that will answer.
-    evaluator = Evaluator(tasks, replace(config, backend=Backend.hf), share_prefixes)
+    # `BenchmarkRun.key` names the backend, so it is the one that will answer. No question is asked,
+    # so another engine, such as vLLM, doesn't start.
+    evaluator = Evaluator(tasks, config, share_prefixes)
     backend = choose_backend(model, config, share_prefixes)
     with _undisturbed(), ExitStack() as stack:
         runs, _ = evaluator._open(model, backend, on_progress=lambda *_: None, stack=stack)

@@ -19,6 +19,7 @@ from slimdown.evaluation.vllm_backend import check_tuned, open_generator
 from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.runs.experiment import run_experiment
+from slimdown.runs.planning import plan_run
 from slimdown.tracking.provenance import RunInfo
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, ModelError
@@ -72,6 +73,20 @@ def test_a_run_gets_the_answers_of_transformers(store: MlflowClient, composed: C
     benchmarks = expected.base.benchmarks
     assert benchmarks["pocket_instructions"].origin == ""  # asked anew
     assert benchmarks["pocket_cs"].origin  # a likelihood does not depend on what generates
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_plan_finds_in_the_record_what_vllm_answered(
+    store: MlflowClient, composed: Compose
+) -> None:
+    settings = [*VLLM, *FEW, f"tuned={ADAPTER}"]
+    run_experiment(composed(*settings), RunInfo("vllm"))
+    for backend, is_recorded in (("vllm", True), ("hf", False)):
+        plan = plan_run(composed(*settings, f"evaluation.backend={backend}"), "run")
+        by_benchmark = {
+            part.cost.name: part.is_recorded for part in plan.parts if part.part == "base"
+        }
+        assert by_benchmark == {"pocket_instructions": is_recorded, "pocket_cs": True}
 
 
 @pytest.mark.usefixtures("quick")
