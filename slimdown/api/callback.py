@@ -144,7 +144,10 @@ class ForgettingCallback(WatchingCallback):
             )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the base: all questions, and those of the looks.
+        """Measure the base on all questions, and on the fewer ones of the looks during training.
+
+        The answers to all questions are kept in `_full_base_evaluation`, for the comparison at the
+        end. `measure_base` keeps those of the looks.
 
         Raises:
             ModelError: The base cannot be measured any more, or no look could end the training.
@@ -156,6 +159,7 @@ class ForgettingCallback(WatchingCallback):
             # The trainer starts the same training again, with a smaller batch size that fits
             # (`auto_find_batch_size`). The base was measured at the first start.
             return
+        # Whether disabling the adapters gives the base, however far the adapters are trained.
         is_untouched = has_untouched_base(loaded.model)
         self._check_training(args, state, is_untouched)  # in every process: all fail together
         if not state.is_world_process_zero:
@@ -164,10 +168,12 @@ class ForgettingCallback(WatchingCallback):
         if self._budgets:
             self.keep(0, loaded.model)  # to go back to, if each look finds too large a loss
         _show(state, f"step {state.global_step}", "measuring the base")
-        # If the base is not under adapters, it is the model itself: no step has changed it yet.
+        # If disabling the adapters does not give the base, the model is asked as it is. It is still
+        # the base, because `_check_training` refuses to go on with weights that steps have changed.
         with disabled_adapters(loaded.model) if is_untouched else nullcontext():
             full_evaluation = self._full_evaluator.evaluate(loaded)
-            # The console shows what later looks, with fewer questions, can be compared with.
+            # The console shows the scores on the looks' questions, if there are looks: those that
+            # it shows later are on the same questions.
             shown = self.measure_base(loaded) if self._every else full_evaluation
         self._measured_ref = weakref.ref(loaded.model)
         self._full_base_evaluation = full_evaluation

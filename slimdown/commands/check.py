@@ -211,8 +211,11 @@ def _check(options: argparse.Namespace) -> int:
     case = _Case(run, findings, read_answers, base_name, holdout=run.holdout)
     if options.against:
         case = case.judge_against(store, options.against)
+    # --lost lists answers in the way in which the base was asked, and no held-out questions. So it
+    # is written before the case takes the answers of the served model or the held-out ones.
     lost_lines = _write_lost(case, options) if options.lost else []
-    if not options.against:  # which compares both models in the way in which the base was asked
+    # With --against, both models are judged in the way in which the base was asked.
+    if not options.against:
         case = case.judge_served(store)
     if run.holdout:
         case = case.judge_held_out(store)

@@ -266,12 +266,13 @@ def _judge_two_models(
     smaller_share, larger_share = sorted(run.holdout for run in runs)
     share = smaller_share or larger_share
     if share:
-        # Each call counts a model that was judged on these questions, in the tags of its sweep. So
-        # the second of them knows the number with both models.
+        # Each call counts one model more that was judged on these questions. So only the count of
+        # the second call includes both models.
         held_out = []
         for run, answers in zip(runs, evaluations, strict=True):
             held_out.append(take_held_out(options.tracking, run, answers, share))
         tuned = [answers.tuned for answers in held_out]
+        # A warning if the questions have judged more models than these two.
         count_notes = held_out[-1].explain_looks(n_corrected=len(runs))
     taken, left_out = take_common({first_name: tuned[0], second_name: tuned[1]}, options.only)
     first, second = taken.values()

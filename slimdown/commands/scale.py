@@ -88,7 +88,8 @@ def main(argv: list[str]) -> int:
 def _scale(options: argparse.Namespace) -> int:
     """Measure the scales, show and record what was found, and return the exit code.
 
-    A measurement can take hours. So everything that may be refused is checked before it.
+    A measurement can take hours. So everything that may be refused is checked before it. With
+    budgets, `_choose` shows the curve together with the scale that it chooses.
 
     Raises:
         ConfigError: An option is not valid, or does not fit the run.
@@ -114,17 +115,19 @@ def _scale(options: argparse.Namespace) -> int:
         options.save.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.save.parent).close()
     with tempfile.TemporaryDirectory() as scratch:
+        # `measured_config` is for `measure_scales`, which reads the model from `tuned`. `config` is
+        # for the model card that `_choose` writes: without `tuned`, it says how the run trained.
         if config.tuned is None:  # the run trained its model, so that is in the record
             trained = run_reader.download_tuned(options.tracking, run, Path(scratch))
-            scaled_config = replace(config, tuned=str(trained))
-        else:  # the run only measured a model, so no rows are read for a validation loss
+            measured_config = replace(config, tuned=str(trained))
+        else:  # the run trained nothing: no rows for a validation loss, and no dataset in the card
             config = replace(config, dataset={})
-            scaled_config = config
+            measured_config = config
         from slimdown.runs.scaled_runs import measure_scales  # torch
 
         with arguments.keep_stdout_clean(options):
             origin = run.tags.get(Tag.origin, "")
-            measured = measure_scales(scaled_config, scales, recorded, origin)
+            measured = measure_scales(measured_config, scales, recorded, origin)
         curve = _judge_scales(measured, findings, run.holdout)
         table = scales_table(curve, _make_title(run))
         files = {"scales.html": render_scaling_page(table, curve)}

@@ -169,6 +169,8 @@ def _check_sides(sides: Sequence[Path]) -> str:
 def _judge_stages(options: argparse.Namespace) -> int:
     """Judge several models: with --chain each against the one before, otherwise against BASE.
 
+    With --chain, the last model is judged against BASE, too: the gate is about that change.
+
     Returns:
         The exit code: the outcome of the budgets; 0 if none is checked.
 
@@ -195,13 +197,14 @@ def _judge_stages(options: argparse.Namespace) -> int:
     judged = judge_stages(stages, is_chain=options.chain)
     arguments.write_notes(dict.fromkeys(notes))  # each note once
     gate = None
-    # Budgets are checked on the change from BASE to the last model, and on that of each stage with
-    # budgets of its own. Losses that exceed a budget are corrected for all of these.
+    # Up to two kinds of budgets are checked: those of the change from BASE to the last model
+    # (--max-loss and the like), and those of single stages (--max-loss-at). `n_reports` counts the
+    # changes that are checked, because the test of each is corrected for all of them.
     n_reports = len(budgets_by_stage) + (1 if has_gate else 0)
-    if has_gate:
-        whole_chain = judged.reported[-1]
-        gate = rules.decide(whole_chain.findings, n_reports)
-    if budgets_by_stage:
+    if has_gate:  # only with --chain
+        # `reported` ends with the change from BASE to the last model, after the single steps.
+        gate = rules.decide(judged.reported[-1].findings, n_reports)
+    if budgets_by_stage:  # these checks are added to the gate, or make one of their own
         checks = judged.check_stages(budgets_by_stage, n_reports)
         gate = replace(gate, checks=(*gate.checks, *checks)) if gate else Gate(tuple(checks))
     title = " → ".join(stages) if options.chain else f"{len(options.tuned)} models"

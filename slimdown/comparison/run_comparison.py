@@ -133,7 +133,8 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
     their errors add up.
 
     Args:
-        benchmarks: For each benchmark, the change of each run; the same runs in the same order.
+        benchmarks: For each benchmark, the change of each run; the same runs in the same order. If
+            there are several benchmarks, at least two runs: a single one has `mean_change`.
 
     Returns:
         The mean, a share; without an interval if a benchmark's questions differ between the runs,
@@ -150,6 +151,7 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
     if max(map(len, hashes)) > 1 or any(changes[0].may_have_stopped for changes in benchmarks):
         by_seed = np.mean(values, axis=0)
         return without_interval(float(by_seed.mean()), sd_over_seeds=float(by_seed.std(ddof=1)))
+    # Each part is an array [runs, questions]; its step is how much one 0/1 answer counts in it.
     parts, steps = stack_answers(*benchmarks)
     return split_noise(*parts, steps=steps)
 

@@ -97,7 +97,8 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
 
     Returns:
         The settings with a metric, a chance level and so on that fit the file's rows. Values that
-        you set stay. Without a file, the settings are returned as they are.
+        you set stay, except for the role of texts: it becomes `watched`, because `retained`, its
+        default, allows verdicts. Without a file, the settings are returned as they are.
 
     Raises:
         ConfigError: The file cannot be read as questions for the benchmark's score, or its rows

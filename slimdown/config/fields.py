@@ -349,9 +349,12 @@ def explain_type(kind: str, value: Any) -> str | None:
     >>> explain_type("int | list[int] | None", ["a"])
     'must be a whole number, a list, null'
     """
+    # `outer` gets the names of the types without what lists and dictionaries contain. For example,
+    # "LoraConfig | list[dict[str, int]] | None" first becomes "Lora|dict | list[...] | None",
+    # because a config class may be given as a dict.
     outer = kind.replace("Optional[", "None|").replace("NoneType", "None")
-    outer = outer.replace("Config", "|dict")  # a config class may be given as a dict
-    # What stands in brackets is removed, from the inside out: list[dict[str, int]] becomes list.
+    outer = outer.replace("Config", "|dict")
+    # Then brackets are removed, the inner ones first, which leaves "Lora|dict | list | None".
     while (shorter := re.sub(r"(list|dict)\[[^][]*\]", r"\1", outer)) != outer:
         outer = shorter
     allowed = {*re.findall(r"\w+", outer)}  # such as {"int", "list", "None"}
@@ -359,8 +362,8 @@ def explain_type(kind: str, value: Any) -> str | None:
     # A whole number may also stand for a float, and a text may be a name of a Literal.
     wider = {"int": "float", "str": "Literal"}.get(actual)
     is_right = not allowed.isdisjoint({"Any", actual, wider})
-    # The type of a list's members is checked if the annotation names a plain one, as list[int]
-    # does; members such as those of list[dict[str, int]] are not checked.
+    # The type of a list's members stands only in `kind`. It is checked if it is a plain one, as in
+    # list[int]; members such as those of list[dict[str, int]] are not checked.
     member_kind = "|".join(re.findall(r"list\[([^][]*)\]", kind)) if actual == "list" else ""
     if is_right and member_kind:
         is_right = all(explain_type(member_kind, member) is None for member in value)

@@ -57,7 +57,8 @@ def measure_scales(
             trained its model.
 
     Returns:
-        The answers at each scale, and a function that saves the model at a scale.
+        The answers at each scale, and a function that saves the model at a scale. And if the run
+        has a dataset, the validation loss at each scale whose answers are not the recorded ones.
 
     Raises:
         ModelError: The model has changed since, or is not its base at scale 0: DoRA, trained
@@ -91,7 +92,7 @@ def measure_scales(
     can_reuse = not may_have_stopped and _has_same_answers(base_evaluation, recorded_base)
     evaluations, losses = {}, {}
     for scale in scales:
-        if scale == 1 and can_reuse:
+        if scale == 1 and can_reuse:  # the run recorded the validation loss of scale 1, too
             evaluations[scale] = recorded_tuned
             continue
         with (

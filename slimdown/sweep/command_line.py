@@ -126,6 +126,8 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     parser.add_argument("--plan")
     # `--plan` alone gets its value here: otherwise argparse takes the next setting for the value.
     arguments = ["--plan=count" if text == "--plan" else text for text in arguments]
+    # `read_flags` turns `--SETTING VALUE` into `SETTING=VALUE`, so that argparse puts it among the
+    # overrides. It leaves flags as they are, with `--plan=count` among them.
     options, other_flags = parser.parse_known_intermixed_args(read_flags(arguments))
     if other_flags or options.cfg:
         return CommandLine([], is_run=False)

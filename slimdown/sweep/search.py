@@ -95,17 +95,18 @@ class Search:
     def _compose(self, trial: Trial) -> ComposedRun | None:
         """Propose the values of a trial, and compose its run with them.
 
-        An earlier command may have proposed the values of this trial; they are then proposed again.
-        Otherwise the new values are added to `_values_by_trial`, which the caller writes to the
-        file of the search.
+        An earlier command may have proposed the values of this trial. Then the study proposes them
+        again, because `__init__` has put them into its queue. Otherwise the sampler proposes new
+        values, which are added to `_values_by_trial`; the caller writes them to the search's file.
 
         Returns:
             The run; or None if the values do not fit together. Then the trial counts as refused,
             which the user and the study are told.
         """
-        # Each trial gets a sampler with its own seed, so a repeated command proposes the same
-        # values. What one sampler for all trials proposes would depend on how many trials this
-        # command has proposed, and how many earlier commands had.
+        # The sampler proposes values for a trial without values in the study's queue. Each trial
+        # gets a sampler with its own seed, so a repeated command proposes the same new values. What
+        # one sampler for all trials proposes would depend on how many trials this command has
+        # proposed, and how many earlier commands had.
         seed = int(hash_json([self._settings.seed, trial.number])[:8], 16)
         n_startup = self._settings.n_startup_trials
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)

@@ -25,13 +25,15 @@ _PLAIN_TEXTS = ("name", "note")
 def read_flags(arguments: Sequence[str]) -> list[str]:
     """Write `--SETTING VALUE` as `SETTING=VALUE`. Hydra's flags stay, also if they are abbreviated.
 
-    A setting that is true or false needs no value: `--rerun` is `rerun=true`.
+    A setting that is true or false needs no value: `--rerun` is `rerun=true`. Words that do not
+    begin with `--` stay as they are; `compose_runs` refuses those that are no SETTING=VALUE.
 
     Args:
         arguments: Settings and flags, as the user typed them.
 
     Raises:
-        ConfigError: A setting has no value, or a word is neither a flag nor a setting.
+        ConfigError: `--WORD` needs a value and has none. With a value, `--WORD` is accepted here
+            even if there is no such setting; `compose_runs` refuses it.
 
     >>> read_flags(["-m", "--model", "smollm2", "--rerun", "--lora.r=4,8", "--multi"])
     ['-m', 'model=smollm2', 'rerun=true', 'lora.r=4,8', '--multi']
@@ -41,12 +43,13 @@ def read_flags(arguments: Sequence[str]) -> list[str]:
     while rest:
         text = rest.pop(0)
         key, equals_sign, value = text.removeprefix("--").partition("=")
-        # Hydra takes the beginning of a flag for the flag.
+        # Hydra takes the beginning of a flag for the flag, as `--multi` for `--multirun`.
         is_flag = any(flag.startswith(key) for flag in _FLAGS)
-        if not text.startswith("--") or not key or is_flag:
-            settings.append(text)
-        else:  # a setting; without a value of its own, `_pop_value` finds it or refuses the word
+        if text.startswith("--") and key and not is_flag:  # a setting, or no known word
+            # Without a value of its own, `_pop_value` finds the value or refuses the word.
             settings.append(f"{key}={value if equals_sign else _pop_value(key, rest)}")
+        else:  # a flag with what belongs to it, `-m`, `--` alone, or SETTING=VALUE
+            settings.append(text)
     return settings
 
 
