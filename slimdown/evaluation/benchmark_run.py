@@ -79,7 +79,7 @@ class BenchmarkRun:
     n_processes: int  # each answers a chunk; all hold the model
     asked_blocks: AskedBlocks  # shared with the other benchmarks: equal questions are asked once
     n_asked = n_found = n_uncached = 0  # questions asked, found in the cache, not taken from it
-    n_answered = 0  # those not found that no other benchmark had asked: the model answered them
+    n_answered = 0  # of the `n_uncached`, those that no other benchmark with them had asked before
     _samples: list[Sample] = field(default_factory=list, init=False)
     # How many questions were asked before each look, a test that may end the asking.
     _looks: list[int] = field(default_factory=list, init=False)
