@@ -80,7 +80,7 @@ def _merge(options: argparse.Namespace) -> int:
     from slimdown.report import console
     from slimdown.tracking.run_files import MergedModel, render_model_card
 
-    base_config = _choose_weights(config, options)
+    base_config = _choose_model(config, options)
     with (
         arguments.make_folder(options.tracking, "--out", out) as draft,
         tempfile.TemporaryDirectory() as scratch,
@@ -90,6 +90,8 @@ def _merge(options: argparse.Namespace) -> int:
             # The model card needs it in any case.
             base = load_base_model(base_config.model, base_config.quantization)
             if method.facts.trains_weights:  # there is no adapter to merge, only a whole model
+                # It is copied unchanged, whatever --dtype says: the run saved it in the base's
+                # dtype, and `_choose_model` keeps this dtype.
                 shutil.copytree(trained, draft, dirs_exist_ok=True)
                 dtype = base.dtype
             else:
@@ -106,18 +108,19 @@ def _merge(options: argparse.Namespace) -> int:
     return 0
 
 
-def _choose_weights(config: RunConfig, options: argparse.Namespace) -> RunConfig:
-    """Return a run's settings with those of the model and quantization that merging loads.
+def _choose_model(config: RunConfig, options: argparse.Namespace) -> RunConfig:
+    """Return a run's settings, in which model and quantization are those that merging loads.
 
     The adapter may have been trained on weights of 4 or 8 bits. By default, it is merged into these
-    weights, dequantized, because they are what it corrects.
+    weights, dequantized, because they are what it corrects. A run that trained a whole model has no
+    adapter to merge: its base keeps the dtype of the run, also with --onto original.
 
     Args:
-        config: The settings of the run that trained the adapter.
+        config: The settings of the run.
         options: Those of the command line, with `device` and `onto`.
     """
     model, quantization = replace(config.model, device=Device(options.device)), config.quantization
-    if options.onto == "original":
+    if options.onto == "original" and not config.method.facts.trains_weights:
         # They are loaded in float32, so that only the sum of weights and adapter is rounded.
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)

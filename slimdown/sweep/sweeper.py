@@ -201,12 +201,15 @@ class Sweep:
             error = self._launch(pending)
             waiting = [n for n in pending if self.outcomes[n].state is JobState.waiting]
             died = [n for n in pending if not self.outcomes[n].is_over and n not in waiting]
-            # After an error some jobs may have started; then the others are launched again.
-            if error and waiting == pending:
-                raise self._explain_launcher(error)
+            # If some jobs have begun, the launcher works in principle. Then an error of this launch
+            # is dropped: each job that began has its own outcome, and the others begin in the next
+            # launch. If none has begun, the next launch would begin none either.
+            if waiting == pending:
+                reason = describe_error(error) if error else "it began no job, without an error"
+                raise self._explain_launcher(reason)
             for number in died:  # joblib also ends jobs that ran beside the one that died
                 self._run_alone(number)
-            pending = waiting
+            pending = waiting  # fewer than before, so the loop ends
         return [self.outcomes[number] for number in numbered]
 
     def _take_jobs(self, jobs: dict[int, ComposedRun]) -> list[int]:
@@ -241,7 +244,7 @@ class Sweep:
             with console.progress_bar(f"measuring {len(bases)} base model(s)"):
                 error = self._start(measure_base_job, list(bases.values()))
             if error:
-                raise self._explain_launcher(error)
+                raise self._explain_launcher(describe_error(error))
 
     def _run_alone(self, number: int) -> None:
         """Run a job again whose process died, with no other beside it."""
@@ -274,9 +277,9 @@ class Sweep:
             return error
         return None
 
-    def _explain_launcher(self, error: Exception) -> ConfigError:
+    def _explain_launcher(self, reason: str) -> ConfigError:
         """Return the error that says why the launcher starts no job."""
-        name, reason = self.launcher_name, redact(describe_error(error)).rstrip(" .:;")
+        name, reason = self.launcher_name, redact(reason).rstrip(" .:;")
         advice = "its settings are hydra.launcher.*, and --cfg hydra shows them"
         if "plugin class" in reason and name in LAUNCHERS:  # Hydra's plugin is not installed
             advice = name_install(LAUNCHERS[name].extra)

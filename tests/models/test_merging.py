@@ -1,6 +1,7 @@
 """A merged model answers as the base with its adapter does."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from record_builders import compose_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
+from slimdown.commands.merge import _choose_model
 from slimdown.config.schema import RunConfig
 from slimdown.models.adapters import attach_adapter, load_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model
@@ -157,3 +159,12 @@ def test_each_process_saves_an_adapter_alike(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["target_modules"] == sorted(names)
     assert list(saved) == sorted(saved)
+
+
+def test_a_whole_models_dtype_is_that_of_its_run_also_onto_original() -> None:
+    """Its files are copied unchanged; the card would call them float32 otherwise."""
+    options = Namespace(device="cpu", onto="original")
+    whole = compose_config("method=full", "quantization=none", "model.dtype=bfloat16")
+    assert _choose_model(whole, options).model.dtype == "bfloat16"
+    adapter = compose_config("method=lora", "model.dtype=bfloat16")
+    assert _choose_model(adapter, options).model.dtype == "float32"

@@ -141,6 +141,27 @@ def test_a_launcher_that_cannot_start_is_one_line(recorded: Path, swept: object)
     assert "Traceback" not in done.stderr
 
 
+def test_a_launcher_that_begins_no_job_and_raises_nothing_is_called_once(
+    store: MlflowClient, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Hydra's launchers keep the error of a job for themselves, such as that of a full disk."""
+    launches = []
+
+    def begin_nothing(*_: object) -> None:
+        launches.append("launch")
+        if len(launches) > 1:
+            raise RuntimeError("launched again")
+
+    monkeypatch.setattr("slimdown.sweep.sweeper.launch", begin_nothing)
+    done = call_verb(tmp_path, "run", "-m", "seed=5,6", "baseline.reuse=false", *FEW)
+    assert launches == ["launch"]
+    assert done.returncode == 1
+    assert (
+        "hydra/launcher=basic cannot start jobs: it began no job, without an error" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_a_signal_ends_a_sweep_and_its_run_is_killed(recorded: Path, swept: object) -> None:
     with ended_at_work(recorded, signal.SIGTERM):
         done = call_verb(recorded, "run", "-m", "seed=7,8", *LONG)
