@@ -197,6 +197,9 @@ def test_a_score_that_may_belong_to_several_metrics_is_refused(line: int, tmp_pa
     summary, lines = make_entry([1.0, 0.0])
     lines[line]["evaluation_result_id"] = "another"
     assert_refused(write_entry(tmp_path, summary, lines), f"question 'q{line // 2}' is not as")
+    for part in (*summary["evaluation_results"], *lines):
+        part.pop("evaluation_result_id")
+    assert_refused(write_entry(tmp_path / "unnamed", summary, lines), "question 'q0' is not as")
 
 
 def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def _read_answers(
     lower_is_better = [result for result in results if result["metric_config"]["lower_is_better"]]
     left_out = set(map(name_result, lower_is_better))
     results_by_id = {result.get("evaluation_result_id"): result for result in results}
+    results_by_id.pop(None, None)  # an id is optional, and a line without one names no result
     lines_by_question: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         lines_by_question.setdefault(str(line["sample_id"]), []).append(line)
