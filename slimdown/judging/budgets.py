@@ -252,11 +252,10 @@ def resolve_budgets(
     for name in (*budgets, *relative, *off):
         _refuse_conflict(name, list(benchmarks), budgets, relative, off)
     retained = [n for n, b in benchmarks.items() if b.role is Role.retained and n not in off]
-    # At most one kind has a budget for all, as `_refuse_conflict` refuses both. `_expand` gives it
-    # to those of these benchmarks that have none of their own in the same kind. So the benchmarks
-    # that have one of their own in the other kind are left out here.
-    all_relative = _expand(relative, [name for name in retained if name not in budgets])
-    absolute = _expand(budgets, [name for name in retained if name not in relative])
+    # The budget for all is in `budgets` or in `relative`, as `_refuse_conflict` refuses both. It
+    # holds for the retained benchmarks that have a budget of their own in neither.
+    others = [name for name in retained if name not in budgets and name not in relative]
+    absolute, all_relative = _expand(budgets, others), _expand(relative, others)
     shares_of_base = {n: s * benchmarks[n].primary.base.value for n, s in all_relative.items()}
     by_settings = {} if "" in off else default_budgets(benchmarks)  # "" switches off all of these
     resolved = by_settings | absolute | shares_of_base
@@ -295,10 +294,10 @@ def _refuse_conflict(
         raise ConfigError(f"budget of {benchmark}: give a number or off, not both")
 
 
-def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, float]:
-    """Give every retained benchmark the budget under "", unless it has its own."""
+def _expand(budgets: Mapping[str, float], others: Sequence[str]) -> dict[str, float]:
+    """Return budgets by benchmark; that for all, under "", is given to `others`."""
     named = {name: budget for name, budget in budgets.items() if name}
-    return dict.fromkeys(retained, budgets[""]) | named if "" in budgets else named
+    return named | dict.fromkeys(others, budgets[""]) if "" in budgets else named
 
 
 def can_show_budget(findings: Findings, budget: float) -> bool:
