@@ -97,8 +97,8 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
 
     Returns:
         The settings with a metric, a chance level and so on that fit the file's rows. Values that
-        you set stay, except for the role of texts: it becomes `watched`, because `retained`, its
-        default, allows verdicts. Without a file, the settings are returned as they are.
+        you set stay, but a file of texts gets the role `watched`, also if `retained` was set: no
+        verdict about texts is possible. Without a file, the settings are returned as they are.
 
     Raises:
         ConfigError: The file cannot be read as questions for the benchmark's score, or its rows
