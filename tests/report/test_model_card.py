@@ -70,3 +70,12 @@ def test_a_card_is_valid(run: tuple[Findings, RunConfig], merged: MergedModel | 
     compile(code, "card", "exec")
     assert ("PeftModel" in code) == (merged is None)
     assert "0-shot, 80 questions" in text
+
+
+def test_a_card_names_a_folder_of_the_base_without_its_place(
+    run: tuple[Findings, RunConfig],
+) -> None:
+    base = BASE | {"id": "private/place/own-base/", "revision": f"sha256:{'0' * 64}"}
+    text = render_model_card(*run, SimpleNamespace(**base))
+    assert "own-base" in text
+    assert "private" not in text
