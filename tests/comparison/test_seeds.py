@@ -5,6 +5,7 @@ from math import isnan, sqrt
 import numpy as np
 import pytest
 from builders import judge_pairs, judge_scores, make_benchmark, make_run, stop_early
+from scipy.stats import ttest_1samp
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 from slimdown.comparison.run_comparison import average_seeds, compare_runs
@@ -57,6 +58,13 @@ def test_the_mean_covers_the_truth_and_its_standard_error(n_seeds: int, ratio: f
         assert mean.high - mean.low >= 2 * 1.95 * mean.standard_error
         covered.append(mean.low <= 0 <= mean.high)
     assert np.mean(covered) >= 0.92
+
+
+def test_of_seeds_that_answer_alike_the_interval_is_students() -> None:
+    changes = np.random.default_rng(1).normal(0, 0.3, 200)
+    mean = split_noise(np.tile(changes, (3, 1)))
+    expected = ttest_1samp(changes, 0).confidence_interval()
+    assert (mean.low, mean.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_two_seeds_whose_means_are_equal_have_an_interval() -> None:
