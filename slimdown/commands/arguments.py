@@ -23,6 +23,7 @@ from slimdown.utils.errors import ConfigError, SlimdownError
 from slimdown.utils.extensions import GROUPS, list_extensions
 from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.secrets import redact
+from slimdown.utils.tested_versions import explain_library_change
 
 if TYPE_CHECKING:
     from slimdown.judging.budgets import Gate
@@ -306,8 +307,10 @@ def run_command(
         code = _complain("\n  ".join(lines), error_code)
     except KeyboardInterrupt as stop:
         code = _complain(" ".join(["Interrupted.", *getattr(stop, "__notes__", [])]), 130)
-    except Exception:  # Python itself would end with 1, which for `check` means FAILED
-        code = _complain(traceback.format_exc(), error_code)
+    except Exception as error:  # Python itself would end with 1, which for `check` means FAILED
+        changed = explain_library_change(error)
+        text = "\n  ".join([refusal, *changed.splitlines()]) if changed else traceback.format_exc()
+        code = _complain(text, error_code)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -13,6 +13,7 @@ from slimdown.config.engines import list_engines
 from slimdown.sweep.launchers import LAUNCHERS
 from slimdown.utils.extensions import describe_extensions
 from slimdown.utils.extras import name_install
+from slimdown.utils.tested_versions import find_untested
 from slimdown.utils.versions import OWN_VERSION
 
 _PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
@@ -74,6 +75,8 @@ def describe_machine() -> Iterator[tuple[str, str]]:
 
     yield "slimdown", f"{OWN_VERSION}, Python {platform.python_version()}, {sys.platform}"
     yield "packages", ", ".join(f"{name} {version(name)}" for name in _PACKAGES.split())
+    for _, sentence in find_untested():
+        yield "untested", sentence
     memory = psutil.virtual_memory()
     processor = f"{torch.get_num_threads()} threads on {platform.machine()}"
     processors = [("CPU", processor, (memory.available, memory.total))]

@@ -37,6 +37,7 @@ from slimdown.stats.sequential import block_ends
 from slimdown.utils.distributed import share_work
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 from slimdown.utils.progress import OnProgress
+from slimdown.utils.tested_versions import LibraryError, describe_change
 
 # Forward batches per chunk. The answers to a chunk are kept on disk as soon as they are there; a
 # killed evaluation answers a chunk that is not there again, in the same batches.
@@ -438,6 +439,8 @@ class BenchmarkRun:
         task_copy = copy.copy(task)
         task_copy.build_all_requests = lambda **_: None  # they are built already
         task_copy._instances = requests  # the property `instances` returns them
+        if task_copy.instances is not requests:
+            raise LibraryError(describe_change("lm-eval", "_instances"))
         task_copy.doc_iterator = lambda **_: iter(docs.items())
         lm = _AnsweredLM(requests, responses)  # the harness asks it, and gets the responses
         tasks = {"tasks": {name: task_copy}, "groups": {}}
@@ -487,7 +490,8 @@ class BenchmarkRun:
         n_bytes = len(request.args[1].encode(errors="replace"))
         if 0 < n_bytes < lm.max_length // 2:
             return  # it has fewer tokens than bytes, so it fits; encoding every choice takes time
-        n_tokens = len(lm._encode_pair(*request.args)[1])
+        context, choice = request.args
+        n_tokens = len(lm.tok_encode(context + choice)) - len(lm.tok_encode(context))
         if not 0 < n_tokens <= lm.max_length:
             raise ConfigError(
                 f"benchmark.{self.task.name}: a choice of question {request.doc_id} of "

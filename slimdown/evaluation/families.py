@@ -7,7 +7,7 @@ their positions and the attention mask. Every other model takes HFLM's own path.
 import inspect
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from slimdown.models.causal import get_inner_model
 
@@ -68,9 +68,10 @@ def _explain_class(inner: Any) -> str:
     """
     config: Any = inner.config
     model_class: Any = type(inner)
+    class_of_family: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if (
         config.model_type not in EXACT_FAMILIES
-        or model_class.__name__ != MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        or model_class is not class_of_family
         or not model_class.__module__.startswith("transformers.models.")
     ):
         return f"{model_class.__name__} is not among the families that were tested"

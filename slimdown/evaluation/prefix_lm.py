@@ -25,6 +25,7 @@ from slimdown.evaluation.families import get_windows
 from slimdown.evaluation.results import Answer
 from slimdown.models.base_model import AskingRules
 from slimdown.models.causal import get_inner_model, learns_prompt
+from slimdown.utils.tested_versions import require_names
 from slimdown.utils.time_limit import limit_time
 
 # Fewer tokens than these are not worth a forward of their own.
@@ -127,6 +128,8 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             rules: How the model is asked; None: as its tokenizer says.
             **settings: Those of `HFLM`.
         """
+        # `HFLM` would answer by itself if it called this method by another name.
+        require_names(HFLM, "lm-eval", "_model_generate")
         # Set first, because the constructor of `HFLM` calls `tok_encode`, which reads it.
         self._rules = rules or AskingRules()
         super().__init__(*args, **settings)

@@ -128,11 +128,13 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             config |= {"output_type": "generate_until", "process_results": self._score_answer}
             ends = self._choose_ends(takes_numbers)  # it reads `_rows` and `has_messages`
             config["generation_kwargs"] = {"until": ends, "do_sample": False}
+            self._filter_name = "none"  # the harness's own name for no filter
             metric = name_score(rows)  # EXACT only if no row has another score
             if metric == EXACT:
                 metric = "exact_match"
                 # This filter makes the metric's name exact_match.strip, and does nothing else:
                 # `apply_filters` reads the answers itself.
+                self._filter_name = "strip"
                 strip = {"name": "strip", "filter": [{"function": "take_first"}]}
                 config["filter_list"] = [strip]
             config["metric_list"] = [{"metric": metric, **mean}]
@@ -218,13 +220,12 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
         """
         if "choices" in self._rows[0]:
             return super().apply_filters()
-        for request in self._instances:  # each has one response
+        for request in self.instances:  # each has one response
             rule = json.loads(request.doc["rule"])
             read = read_answer(rule, request.resps[0], self._phrases, self.tokenizer)
-            request.filtered_resps[self._filters[0].name] = read
-        return self._instances
+            request.filtered_resps[self._filter_name] = read
+        return self.instances
 
     def _score_answer(self, doc: dict[str, Any], results: Any) -> Any:
-        return dict.fromkeys(
-            self._metric_fn_list, float(is_right(json.loads(doc["rule"]), results[0]))
-        )
+        metrics = [metric["metric"] for metric in self.config.metric_list]
+        return dict.fromkeys(metrics, float(is_right(json.loads(doc["rule"]), results[0])))

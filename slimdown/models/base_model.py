@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, snapshot_download
-from transformers.utils.hub import cached_file
 
 from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig
 from slimdown.models.device_memory import free_memory
@@ -22,7 +21,8 @@ from slimdown.models.server import Server
 from slimdown.models.weight_files import refuse_missing
 from slimdown.utils.distributed import local_rank, process_count
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hub import explain_hub_errors
+from slimdown.utils.hub import explain_hub_errors, find_file
+from slimdown.utils.tested_versions import require_names
 
 MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # all but weights and card
 _MOST_LAYERS = 1_000  # or experts; the largest models that are published have 126, and 512
@@ -139,7 +139,8 @@ def load_base_model(
     # a kernel without a gradient: training after a measurement would silently train nothing.
     # bitsandbytes 0.49 to 0.50; to be deleted when the packed kernel has a backward pass.
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
+        if hasattr(module, "compute_dtype"):  # a layer in 4 bits
+            require_names(module, "bitsandbytes", "support_avx512bf16_for_cpu")
             module.support_avx512bf16_for_cpu = False
     check_numbers(config.named, model.eval())
     described = describe_base_model(config, quantization, tokenizer, outline)
@@ -171,7 +172,7 @@ def _check_memory(config: ModelConfig, quantization: QuantizationConfig, outline
 def _read_license(source: str, revision: str) -> str:
     """Read the license from a model's card; empty where there is no card, or no hub."""
     with suppress(Exception):  # nothing depends on it
-        card = ModelCard.load(str(cached_file(source, "README.md", revision=revision)))
+        card = ModelCard.load(str(find_file(source, "README.md", revision)))
         return str(card.data.get("license") or "")
     return ""
 
@@ -230,7 +231,7 @@ def find_files(config: ModelConfig) -> Path:
     """Return the folder that holds a model's settings, here or in the hub's cache."""
     source, file = str(config.folder or config.id), config.args.get("gguf_file", "config.json")
     # The file is downloaded if the cache lacks it.
-    return Path(str(cached_file(source, file, revision=config.revision))).parent
+    return find_file(source, file, config.revision).parent
 
 
 def _build_conversion(

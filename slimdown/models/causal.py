@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from slimdown.models.base_model import LoadedModel
@@ -46,11 +47,12 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's, or the tokenizer itself
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"the tokenizer is a {type(tokenizer).__name__}; give the model's own")
-    # accelerate offloads parts by a hook: they are on the meta device until they are used.
-    loaded = (part for part in model.modules() if not hasattr(part, "_hf_hook"))
-    if any(weight.is_meta for part in loaded for weight in part.parameters(recurse=False)):
+    # Parts that accelerate offloads are on the meta device until they are used.
+    places = set(map(str, getattr(inner, "hf_device_map", {}).values()))
+    is_offloaded = bool(places & {"cpu", "disk"})
+    if not is_offloaded and any(weight.is_meta for weight in model.parameters()):
         raise ModelError("weights are on the meta device and have no numbers; load the whole model")
-    name = inner.config._name_or_path or type(inner).__name__
+    name = inner.config.name_or_path or type(inner).__name__
     dtype = str(model.dtype).removeprefix("torch.")
     n_bytes = inner.get_memory_footprint()
     return LoadedModel(
@@ -146,10 +148,11 @@ def eval_mode(model: Any) -> Iterator[None]:
         if isinstance(head, nn.Parameter) and head.is_floating_point():
             undo.callback(head.requires_grad_, head.requires_grad)
             head.requires_grad_()
-        # accelerate put autocast around `forward`, and keeps the model's own under this name.
-        if "_original_forward" in vars(model):
-            undo.callback(setattr, model, "forward", model.forward)
-            model.forward = model._original_forward
+        # accelerate put autocast around `forward`. This takes it off, and the end puts it back.
+        attributes = dict(vars(model))
+        extract_model_from_parallel(model, keep_fp32_wrapper=False)
+        changed = {k: v for k, v in attributes.items() if vars(model).get(k) is not v}
+        undo.callback(vars(model).update, changed)
         model.eval()
         with torch.no_grad():
             yield

@@ -62,13 +62,11 @@ def release_memory() -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out on any device, so that a smaller batch could succeed."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    # torch has no class for cuBLAS's error, nor for a tensor that is too large for Apple's GPU.
-    texts = ("CUBLAS_STATUS_ALLOC_FAILED", "Invalid buffer size")
-    has_known_text = any(text in str(error) for text in texts)
-    # accelerate knows further texts.
-    has_known_text |= isinstance(error, RuntimeError) and should_reduce_batch_size(error)
+    # torch has no class for these: cuBLAS and cuDNN on a GPU, a tensor too large for Apple's GPU,
+    # and a CPU's memory.
+    texts = ["CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED", "Invalid buffer size"]
+    texts += ["DefaultCPUAllocator: can't allocate memory", "out of memory"]
+    has_known_text = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or has_known_text
 
 

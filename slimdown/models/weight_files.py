@@ -1,12 +1,13 @@
 """The safetensors files of a model, and whether they hold what its config.json describes."""
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from slimdown.config.schema import ModelConfig
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hub import explain_hub_errors
+from slimdown.utils.hub import explain_hub_errors, find_file
 
 
 def find_weight_files(config: ModelConfig) -> list[Path]:
@@ -15,20 +16,26 @@ def find_weight_files(config: ModelConfig) -> list[Path]:
     Raises:
         ModelError: It cannot be fetched, or has no safetensors.
     """
-    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
-
-    source = str(config.folder or config.id)
-    find: Any = partial(cached_file, source, revision=config.revision)
+    find = partial(find_file, str(config.folder or config.id), revision=config.revision)
     with explain_hub_errors(config.named):
-        files = [find("model.safetensors", _raise_exceptions_for_missing_entries=False)]
-        if files == [None]:  # the weights are in several files, which an index lists
-            index = find("model.safetensors.index.json")
-            files, _ = get_checkpoint_shard_files(source, index, revision=config.revision)
-    for file in map(Path, files):
-        if file.suffix != ".safetensors" or not file.is_file():
-            problem = f"its index names {file.name}, which is no .safetensors file there"
+        try:
+            return [find("model.safetensors")]
+        except FileNotFoundError:  # the weights are in several files, which an index lists
+            index = json.loads(find("model.safetensors.index.json").read_text())
+            names = sorted(set(index["weight_map"].values()))
+    files = []
+    for name in names:
+        problem = f"its index names {name}, which is no .safetensors file there"
+        if not name.endswith(".safetensors"):
             raise ModelError(f"{config.named}: {problem}; get it again")
-    return [*map(Path, files)]
+        try:
+            with explain_hub_errors(config.named):
+                files.append(find(name))
+        except ModelError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            raise ModelError(f"{config.named}: {problem}; get it again") from error
+    return files
 
 
 def check_weight_files(config: ModelConfig, outline: Any) -> None:

@@ -38,6 +38,7 @@ from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import SlimdownError, TrackingError, describe_error
 from slimdown.utils.files import write_atomically
 from slimdown.utils.secrets import redact, redact_leaf, redact_uri
+from slimdown.utils.tested_versions import explain_library_change
 
 
 class JobState(StrEnum):
@@ -200,8 +201,9 @@ def run_sweep_job(sweep: SweepInfo, _: object, shared_base: SharedBase | None = 
 
 def _report_failure(job: str, error: BaseException) -> str:
     """Print why a job failed, with a traceback if the program is at fault; return the reason."""
-    reason = redact(str(error))
-    if not isinstance(error, SlimdownError):
+    changed = explain_library_change(error)
+    reason = redact(changed or str(error))
+    if not (changed or isinstance(error, SlimdownError)):
         reason = redact(describe_error(error))
         sys.stderr.write(redact(traceback.format_exc()))
     lines = [f"{job} failed:", *reason.splitlines(), *getattr(error, "__notes__", [])]

@@ -10,7 +10,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -33,7 +32,7 @@ from slimdown.tracking.recorded_settings import (
     read_settings,
 )
 from slimdown.utils.errors import ConfigError, DataError, TrackingError
-from slimdown.utils.files import MOST_BYTES, read_limited
+from slimdown.utils.files import read_limited
 from slimdown.utils.secrets import redact_uri
 
 _N_THREADS = 8  # threads that read a server's artifacts; MLflow's pool has 10 connections
@@ -434,19 +433,5 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
     place = urlsplit(run.artifact_uri)
     if place.scheme in ("", "file"):  # a local store
         return read_limited(Path(unquote(place.path)) / path)
-    if client.tracking_uri.startswith("http"):
-        from mlflow.utils.credentials import get_default_host_creds
-        from mlflow.utils.rest_utils import http_request
-
-        # This makes one request; MLflow's `download_artifacts` makes four for a file.
-        host = get_default_host_creds(client.tracking_uri)
-        query = {"run_uuid": run.run_id, "path": path}
-        with http_request(host, "/get-artifact", "GET", params=query, stream=True) as answer:
-            if answer.ok:
-                chunk_size = 2**16
-                # A text beyond the limit is cut here. It is no JSON any more, so its reader tells.
-                chunks = islice(answer.iter_content(chunk_size), MOST_BYTES // chunk_size)
-                return b"".join(chunks).decode()
-        # The server refused. A gateway may let only paths below /api pass. MLflow uses such paths.
     with tempfile.TemporaryDirectory() as folder:
         return read_limited(Path(client.download_artifacts(run.run_id, path, folder)))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from trl.data_utils import pack_dataset
 
@@ -34,6 +35,7 @@ from slimdown.utils.distributed import broadcast_from_main, process_count, proce
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.progress import OnProgress
+from slimdown.utils.tested_versions import LibraryError, explain_library_change
 
 # How far rounding moves a loss that is computed twice, as a share of it: on batches of the same
 # shape, and on batches of different shapes.
@@ -98,6 +100,8 @@ def _try_training(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> 
     except SlimdownError:
         raise  # it already says how to go on
     except Exception as error:  # models, adapters and optimizers are other people's code
+        if changed := explain_library_change(error):
+            raise LibraryError(changed) from error
         has_options = config.train.args or config.lora.args
         advice = "change train.args and lora.args, or " if has_options else ""
         raise ModelError(
@@ -203,7 +207,7 @@ class _Trial:
         """
         model = self.model.model
         rows = [self.rows.train[number] for number in numbers]
-        batch = trainer._prepare_inputs(trainer.data_collator(rows))
+        batch = send_to_device(trainer.data_collator(rows), trainer.args.device)
         model.eval()  # without dropout
         with attention_within_rows(model, trainer.args.padding_free):
             loss = trainer.compute_loss(model, batch)

@@ -29,7 +29,7 @@ def supports_padding_free(model: Any) -> bool:
     return (
         kinds == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
-        and inner._supports_attention_backend
+        and getattr(inner, "_supports_attention_backend", False)
         and re.search("sdpa|flash_?att", inner.config._attn_implementation) is not None
         and not learns_prompt(model)
     )
@@ -84,13 +84,14 @@ def _attend_within_rows(
     position is 0. A mask would do the same, but SDPA also computes what a mask hides, which is
     most of it.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers import AttentionInterface
 
+    attend = AttentionInterface()["sdpa"]
     starts = (kwargs["position_ids"][0] == 0).nonzero().flatten().tolist()
     kwargs["is_causal"] = True
     rows = []
     for start, end in pairwise([*starts, query.shape[2]]):
         q, k, v = (states[:, :, start:end] for states in (query, key, value))
-        attended, _ = sdpa_attention_forward(module, q, k, v, attention_mask=None, **kwargs)
+        attended, _ = attend(module, q, k, v, attention_mask=None, **kwargs)
         rows.append(attended)
     return torch.cat(rows, dim=1), None

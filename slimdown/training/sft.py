@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from accelerate.utils import send_to_device
 from torch.nn import functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -36,6 +37,7 @@ from slimdown.training.tokenizing import TOKENIZING_SETTINGS, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
 from slimdown.utils.progress import OnProgress
+from slimdown.utils.tested_versions import LibraryError, describe_change, require_names
 
 # Most gradients of a mean loss are below 6e-8, the smallest number of float16, so the gradient is
 # enlarged on its way back. A power of two adds no rounding. The Trainer's own GradScaler needs
@@ -128,7 +130,8 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         divergence_sums = torch.zeros(2, device=self.args.device)  # nats, tokens
         starts = range(0, len(rows), size)
         for start in starts[self.args.process_index :: self.args.world_size]:
-            inputs = self._prepare_inputs(self.data_collator(rows[start : start + size]))
+            batch = self.data_collator(rows[start : start + size])
+            inputs = send_to_device(batch, self.args.device)
             with torch.no_grad():
                 tuned = self._predict(model, inputs)
                 is_trained = tuned.target != IGNORED
@@ -210,6 +213,7 @@ def _build_arguments(model: Any, rows: TokenizedRows, config: RunConfig, folder:
         bf16=False,  # without autocast base and adapter compute in their own dtypes
     )
     arguments.mixed_precision = "no"  # else `accelerate launch` could switch autocast on
+    require_names(arguments, "transformers", "_n_gpu")
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel where one process sees several
     return arguments
 
@@ -243,13 +247,19 @@ def build_trainer(
     # are put back, because the config is saved with the model.
     model_settings = vars(get_inner_model(model).config.get_text_config())
     router_settings = {name: value for name, value in model_settings.items() if "router" in name}
-    trainer = PlainLossTrainer(
-        model=model,
-        args=arguments,
-        processing_class=tokenizer,
-        train_dataset=rows.train,
-        eval_dataset=rows.validation,
-    )
+    try:
+        trainer = PlainLossTrainer(
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
+            train_dataset=rows.train,
+            eval_dataset=rows.validation,
+        )
+    except ValueError as error:
+        if has_own_adapter and "quantized" in str(error):  # the attribute is not asked any more
+            change = describe_change("transformers", "_hf_peft_config_loaded")
+            raise LibraryError(change) from error
+        raise
     model_settings.update(router_settings)
     trainer.mitigation = config.keep
     trainer.remove_callback(transformers.PrinterCallback)

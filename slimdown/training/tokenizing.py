@@ -21,6 +21,7 @@ from slimdown.data.row_formats import get_messages
 from slimdown.data.training_data import DatasetPart, TrainingData
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import DataError, describe_error
+from slimdown.utils.tested_versions import require_names
 
 TOKENIZING_SETTINGS = ("max_length", "completion_only_loss", "assistant_only_loss")
 """The settings of `train` that are used up in tokenizing."""
@@ -133,6 +134,7 @@ def _tokenize_part(
     held_out = part.validation if len(part.validation) else None  # a mitigation's rows have none
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(folder, **settings, report_to="none", bf16=False)
+        require_names(arguments, "transformers", "_n_gpu")
         arguments._n_gpu = min(arguments.n_gpu, 1)  # see `_build_arguments`
         try:
             trainer: Any = SFTTrainer(

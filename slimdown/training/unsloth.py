@@ -20,6 +20,7 @@ from slimdown.config.methods import list_methods
 from slimdown.config.schema import RunConfig
 from slimdown.utils.errors import ModelError
 from slimdown.utils.extras import name_install
+from slimdown.utils.hub import find_file
 
 if TYPE_CHECKING:
     from slimdown.models.base_model import LoadedModel
@@ -57,12 +58,9 @@ def train(
     """
     import peft
     from safetensors.torch import load_file
-    from transformers.utils.hub import cached_file
 
-    downloaded = cached_file(
-        str(config.model.folder or base.id), "config.json", revision=base.revision
-    )
-    source = Path(str(downloaded)).parent
+    place = str(config.model.folder or base.id)
+    source = find_file(place, "config.json", base.revision).parent
     with tempfile.TemporaryDirectory(prefix="slimdown-unsloth-") as folder:
         padded = replace(rows, is_padding_free=False)
         job = (str(source.absolute()), base.dtype, base.tokenizer, padded, config)

@@ -182,6 +182,30 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
         yield ", ".join(unreachable) + reason
 
 
+def find_file(source: str, name: str, revision: str) -> Path:
+    """Return a file of a model: in its folder, or in the hub's cache, after a download if needed.
+
+    Args:
+        source: The model's folder, or OWNER/NAME.
+        name: The file's path inside.
+        revision: A branch, tag or commit; of no meaning for a folder.
+
+    Raises:
+        FileNotFoundError: The model has no such file, or nobody can tell without the hub.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if Path(source).is_dir():
+        file = Path(source, name)
+        if file.is_file():
+            return file
+    else:
+        with suppress(RemoteEntryNotFoundError):
+            return Path(hf_hub_download(source, name, revision=revision))
+    raise FileNotFoundError(f"{source} has no file named {name}")
+
+
 def _find_cached_commit(repo: str, revision: str, kind: str) -> str:
     """Return the commit of a branch or tag as the local cache knows it; empty if it does not.
 
@@ -190,14 +214,12 @@ def _find_cached_commit(repo: str, revision: str, kind: str) -> str:
         revision: A branch, tag or commit.
         kind: "model" or "dataset".
     """
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind))
-    if (folder / "snapshots" / revision).is_dir():  # named by commits: `revision` is one
-        return revision
-    with suppress(OSError):
-        return (folder / "refs" / revision).read_text().strip()
+    with suppress(LocalEntryNotFoundError):  # the folder has the commit's name
+        folder = snapshot_download(repo, revision=revision, repo_type=kind, local_files_only=True)
+        return Path(folder).name
     return ""
 
 
