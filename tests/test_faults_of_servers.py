@@ -228,7 +228,7 @@ ONE_AT_A_TIME: list[tuple[Answer, str]] = [
     [
         (1, ONE_AT_A_TIME, []),
         (4, [(lambda *_: 404, "answers with HTTP 404")], []),
-        (4, [(lambda *_: time.sleep(9), "sent nothing for 3 seconds")], ["served.timeout=3"]),
+        (4, [(lambda *_: time.sleep(9), "no whole answer within 3 seconds")], ["served.timeout=3"]),
     ],
     ids=["one at a time", "404", "silence"],
 )

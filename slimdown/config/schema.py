@@ -58,6 +58,9 @@ _NOTE = Range(
 )
 
 
+MOST_ANSWER_MEGABYTES = 20
+"""The size of the longest answer of a server, unpacked."""
+
 # auto: CUDA, then MPS, then CPU
 Device = StrEnum("Device", "auto cpu cuda mps")
 # auto: bfloat16 where it is faster than float32; float16 on a GPU without it
@@ -393,7 +396,12 @@ class ServedConfig:
         None,
     )
     concurrency: int = setting("number of requests that the server gets at once", COUNT, 1)
-    timeout: int = setting("seconds to wait for one answer of the server", COUNT, 300)
+    timeout: int = setting(
+        "seconds to wait for one answer of the server, with all repeated requests; an answer may "
+        f"have {MOST_ANSWER_MEGABYTES} MB",
+        COUNT,
+        300,
+    )
 
 
 @dataclass

@@ -44,7 +44,7 @@ def test_a_server_that_stays_silent_is_not_blamed_on_the_wait_for_an_answer(
         with pytest.raises(ModelError) as refused:
             find_server(config)
         has_ended.set()
-    assert "sent nothing for 0.2 seconds; repeat the command" in str(refused.value)
+    assert "no whole answer within 0.2 seconds; repeat the command" in str(refused.value)
     assert "served.timeout" not in str(refused.value)
 
 
