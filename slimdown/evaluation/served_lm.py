@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -17,6 +18,8 @@ _PASSING = (408, 425, 429)  # of the statuses below 500, those that may pass
 _SEED = 1234  # as lm-eval's clients send it; greedy answers do not depend on it
 _MOST_STOPS = 4  # that OpenAI's protocol takes
 _PROBE = "The capital of France is Paris."  # to try whether a server scores a prompt
+# The body of a request, and what reads the reply to it.
+_Question = tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]
 _ADVICE = "The answers so far are kept: repeat the command when the server answers"
 
 
@@ -132,12 +135,10 @@ class ServedLM(VirtualTokensLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Have the server answer the messages that the prompts were made of."""
         bodies = [self._write(request) for request in requests]
-        replies = self._ask("/chat/completions", bodies)
-        answers = []
-        with self.server.explain_errors(_ADVICE):
-            for reply, request in zip(replies, requests, strict=True):
-                answers.append(self._read(_read_answer(reply, self.think_end_token), request))
-        return answers
+        read = partial(_read_answer, think_end_token=self.think_end_token)
+        answers = self._ask("/chat/completions", [(body, read) for body in bodies])
+        pairs = zip(answers, requests, strict=True)
+        return [self._read(answer, request) for answer, request in pairs]
 
     def _write(self, request: Any) -> dict[str, Any]:
         """Write the body of a request: messages, stops and the most tokens.
@@ -191,37 +192,31 @@ class ServedLM(VirtualTokensLM):
         `HFLM`; only `requests` is used.
         """
         most_tokens = min(self.max_length, self.server.n_context or self.max_length)
-        bodies = list[dict[str, Any]]()
+        settings = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": _SEED, "echo": True}
+        questions = list[_Question]()
         for _, context, answer in requests:
-            bodies.append(
-                {
-                    "model": self.server.model,
-                    "prompt": [(context + answer)[-most_tokens:]],  # a long one is cut on the left
-                    "temperature": 0,
-                    "max_tokens": 1,
-                    "logprobs": 1,
-                    "seed": _SEED,
-                    "echo": True,
-                }
-            )
-        replies = self._ask("/completions", bodies)
-        scores = []
-        with self.server.explain_errors(_ADVICE):
-            for reply, body, (_, _, answer) in zip(replies, bodies, requests, strict=True):
-                n_tokens = len(body["prompt"][0])
-                scores.append(_read_scores(reply, n_tokens, n_context=n_tokens - len(answer)))
-        return scores
+            prompt = (context + answer)[-most_tokens:]  # a long one is cut on the left
+            n_context = len(prompt) - len(answer)
+            read = partial(_read_scores, n_tokens=len(prompt), n_context=n_context)
+            body = {"model": self.server.model, "prompt": [prompt], **settings}
+            questions.append((body, read))
+        return self._ask("/completions", questions)
 
-    def _ask(self, path: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Send requests, as many at once as `served.concurrency` says; return the replies in order.
+    def _ask(self, path: str, questions: list[_Question]) -> list[Any]:
+        """Send requests, as many at once as `served.concurrency` says; return what was read.
+
+        Args:
+            path: What follows the server's address.
+            questions: The body of each request, and what reads the reply. Replies are large, so
+                none is kept.
 
         Raises:
-            ModelError: A request failed.
+            ModelError: A request failed, or its reply cannot be read.
         """
         with self.server.explain_errors(_ADVICE):
-            return asyncio.run(self._ask_at_once(self.server.address + path, bodies))
+            return asyncio.run(self._ask_at_once(self.server.address + path, questions))
 
-    async def _ask_at_once(self, url: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def _ask_at_once(self, url: str, questions: list[_Question]) -> list[Any]:
         """Send requests, see `_ask`; a failure that may pass is tried again."""
         import tenacity
 
@@ -234,17 +229,17 @@ class ServedLM(VirtualTokensLM):
             reraise=True,
         )
 
-        async def ask(body: dict[str, Any]) -> dict[str, Any]:
+        async def ask(body: Any, read: Callable[[dict[str, Any]], Any]) -> Any:
             async with free, asyncio.timeout(seconds):
                 reply: dict[str, Any] = await try_again(server.ask)(session, url, body)
             if (model := reply.get("model")) != server.answers_as:
                 before = f"another model than at the start ({server.answers_as!r})"
                 problem = f"the server answered with {before}: {model!r:.200}"
                 raise ModelError(f"{problem}; have it serve one model")
-            return reply
+            return read(reply)
 
         async with server.open_session() as session:
-            return await asyncio.gather(*map(ask, bodies))
+            return await asyncio.gather(*(ask(*question) for question in questions))
 
     def describe_answers(self) -> Iterator[str]:
         """Say how many answers were empty, or were cut because the server's context was full."""
