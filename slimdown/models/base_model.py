@@ -124,7 +124,9 @@ def load_base_model(
         _check_memory(config, quantization, outline)
         tokenizer = tokenizer or load_base_tokenizer(config)
         # The empty name stands for the whole model: all of it gets onto one device.
-        settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}, **config.args}
+        settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}}
+        # From 5.25 on, transformers would run compiled code from the hub on a GPU by default.
+        settings |= {"use_kernels": False, **config.args}
         # The setting is left out otherwise: None would drop its publisher's quantization.
         if conversion := _build_conversion(config, quantization, device):
             settings["quantization_config"] = conversion

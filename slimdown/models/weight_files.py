@@ -64,7 +64,7 @@ def check_weight_files(config: ModelConfig, outline: Any) -> None:
         # A second outline gets these tensors as a model gets its weights: other shapes raise, and
         # `loading_info` lists what is missing.
         settings: dict[str, Any] = {"config": outline.config, "device_map": {"": "meta"}}
-        settings |= {"state_dict": headers, "output_loading_info": True}
+        settings |= {"state_dict": headers, "output_loading_info": True, "use_kernels": False}
         _, loading_info = type(outline).from_pretrained(None, **settings)
     refuse_missing(config, loading_info)
 

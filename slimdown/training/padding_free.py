@@ -30,7 +30,6 @@ def supports_padding_free(model: Any) -> bool:
         kinds == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
         and inner._supports_attention_backend
-        and not inner._is_stateful
         and re.search("sdpa|flash_?att", inner.config._attn_implementation) is not None
         and not learns_prompt(model)
     )

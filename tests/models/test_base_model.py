@@ -23,6 +23,7 @@ from slimdown.commands import sizes
 from slimdown.config.schema import Device, Dtype
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import (
+    describe_base_model,
     fix_dtypes,
     load_base_model,
     load_outline,
@@ -163,7 +164,6 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
     ("changes", "answer"),
     [
         ({"attn_implementation": "evil/kernel"}, "attn_implementation=evil/kernel, which is comp"),
-        ({"_attn_implementation": "evil/kernel@v1:f"}, "is compiled code from the hub"),
         ({"attn_implementation": "paged|evil/kernel"}, "is compiled code from the hub"),
         ({"experts_implementation": "evil/kernel"}, "model.args.experts_implementation=eager"),
         ({"num_hidden_layers": 100_000}, "num_hidden_layers=100,000, and slimdown builds 1,000"),
@@ -182,6 +182,28 @@ def test_a_config_asks_for_no_code_and_no_endless_model(
         load_outline(model)
     if isinstance(changes.get("attn_implementation"), str):
         load_outline(replace(model, args={"attn_implementation": "eager"}))
+
+
+def test_a_configs_private_key_for_attention_is_refused_or_ignored(tmp_path: Path) -> None:
+    changes = {"_attn_implementation": "evil/kernel@v1:f"}  # transformers 5.25 ignores it
+    edit_json(copy_pocket(tmp_path / "model") / "config.json", **changes)
+    try:
+        attention = load_outline(
+            compose_config(f"model.id={tmp_path / 'model'}").model
+        ).config._attn_implementation
+    except ModelError:
+        attention = "refused"
+    assert attention in ("sdpa", "refused")
+
+
+def test_compiled_kernels_of_the_hub_are_used_and_in_the_key_only_if_they_are_asked_for() -> None:
+    base = load_base("quantization=none")
+    assert base.model.use_kernels is False  # transformers 5.25 would use them on a GPU
+    config = compose_config("quantization=none", "model.allow_kernels=true")
+    assert load_base_model(config.model, config.quantization).model.use_kernels is False
+    asked = replace(config.model, args={"use_kernels": True})
+    described = describe_base_model(asked, config.quantization, base.tokenizer, base.outline)
+    assert described.identity == {**base.identity, "args": {"use_kernels": True}}
 
 
 def test_what_cannot_fit_or_is_not_there_is_refused(monkeypatch: Patch) -> None:
