@@ -220,6 +220,8 @@ ONE_AT_A_TIME: list[tuple[Answer, str]] = [
     (lambda *_: 401, "needs a key"),
     (lambda *_: {"choices": []}, "no answer of OpenAI's protocol"),
     (lambda *_: None, "repeat the command when the server answers"),  # as if killed
+]
+ODD_ANSWERS: list[tuple[Answer, str]] = [
     (lambda *_: write_answer({"a": 1}), "`content` of an answer is {'a': 1}"),
     (lambda *_: write_answer(7), "`content` of an answer is 7"),
     (lambda *_: write_answer("7") | {"model": "other"}, "than at the start (None): 'other'"),
@@ -231,10 +233,11 @@ ONE_AT_A_TIME: list[tuple[Answer, str]] = [
     ("concurrency", "faults", "settings"),
     [
         (1, ONE_AT_A_TIME, []),
+        (1, ODD_ANSWERS, []),
         (4, [(lambda *_: 404, "answers with HTTP 404")], []),
         (4, [(lambda *_: time.sleep(9), "no whole answer within 3 seconds")], ["served.timeout=3"]),
     ],
-    ids=["one at a time", "404", "silence"],
+    ids=["one at a time", "odd answers", "404", "silence"],
 )
 def test_each_fault_is_named_and_what_was_answered_is_kept(
     concurrency: int,

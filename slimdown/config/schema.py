@@ -58,7 +58,7 @@ _NOTE = Range(
 )
 
 
-MOST_ANSWER_MEGABYTES = 20
+MOST_ANSWER_MEGABYTES = 10
 """The size of the longest answer of a server, unpacked."""
 
 # auto: CUDA, then MPS, then CPU

@@ -214,9 +214,9 @@ class ServedLM(VirtualTokensLM):
             ModelError: A request failed, or its reply cannot be read.
         """
         with self.server.explain_errors(_ADVICE):
-            return asyncio.run(self._ask_at_once(self.server.address + path, questions))
+            return asyncio.run(self.ask_all(self.server.address + path, questions))
 
-    async def _ask_at_once(self, url: str, questions: list[_Question]) -> list[Any]:
+    async def ask_all(self, url: str, questions: list[_Question]) -> list[Any]:
         """Send requests, see `_ask`; a failure that may pass is tried again."""
         import tenacity
 

@@ -142,8 +142,8 @@ class Packed(Hostile):
         (Redirecting, r"redirects to '/v1/elsewhere' \(HTTP 307\)"),
         (Dripping, r"no whole answer within 1 seconds \(served.timeout\)"),
         (DrippingHeaders, "no whole answer within 1 seconds"),
-        (Endless, "more than 20 MB"),
-        (Packed, "more than 20 MB"),
+        (Endless, "more than 10 MB"),
+        (Packed, "more than 10 MB"),
     ],
 )
 def test_an_answer_that_never_ends_or_leads_elsewhere_is_refused(
