@@ -91,10 +91,15 @@ def check_served(config: RunConfig) -> Iterator[str]:
                 yield f"served.{name} is for tuned=http://HOST:PORT/v1; leave it out"
         return
     named = f"tuned={redact_uri(config.address)}"
-    parts = urlsplit(config.address)
+    try:
+        parts = urlsplit(config.address)
+        _ = parts.port  # raises if it is no number of a port
+    except ValueError as error:
+        yield f"tuned= names no server ({error}); type tuned=http://HOST:PORT/v1"
+        return
     if parts.username or parts.password or parts.query or parts.fragment:
         problem = "an address may hold no user, password, ? or #, because it is recorded"
-        shown = f"tuned={parts.scheme}://{parts.hostname}..."
+        shown = f"tuned={parts.scheme}://{parts.hostname}/..."
         yield f"{shown}: {problem}; a server's key is read from the variable OPENAI_API_KEY"
     elif not parts.hostname:
         yield f"{named} names no host; type tuned=http://HOST:PORT/v1"

@@ -14,7 +14,6 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from slimdown import pocket
 from slimdown.config.benchmark_config import BenchmarkConfig, Until
@@ -460,7 +459,7 @@ class RunConfig:
         if not re.match("https?://", self.tuned or ""):
             return ""
         address = str(self.tuned).rstrip("/").removesuffix("/chat/completions")
-        return address if urlsplit(address).path else f"{address}/v1"
+        return address if re.match("https?://[^/?#]*/", address) else f"{address}/v1"
 
     @property
     def tuned_model(self) -> TunedModelConfig | None:
