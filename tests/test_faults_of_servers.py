@@ -47,7 +47,7 @@ def answer_alike(server: "FaultyServer", number: int) -> dict[str, Any]:
     return write_answer("The answer is 7.")
 
 
-def write_answer(text: str | None, reason: str = "stop", n_tokens: int = 6) -> dict[str, Any]:
+def write_answer(text: Any, reason: str = "stop", n_tokens: Any = 6) -> dict[str, Any]:
     choice = {"index": 0, "finish_reason": reason, "message": {"content": text}}
     return {"choices": [choice], "usage": {"completion_tokens": n_tokens}}
 
@@ -221,16 +221,23 @@ ONE_AT_A_TIME: list[tuple[Answer, str]] = [
     (lambda *_: {"choices": []}, "no answer of OpenAI's protocol"),
     (lambda *_: None, "repeat the command when the server answers"),  # as if killed
 ]
+ODD_ANSWERS: list[tuple[Answer, str]] = [
+    (lambda *_: write_answer({"a": 1}), "`content` of an answer is {'a': 1}"),
+    (lambda *_: write_answer(7), "`content` of an answer is 7"),
+    (lambda *_: write_answer("7") | {"model": "other"}, "than at the start (None): 'other'"),
+    (lambda *_: 307, "slimdown follows no redirect"),
+]
 
 
 @pytest.mark.parametrize(
     ("concurrency", "faults", "settings"),
     [
         (1, ONE_AT_A_TIME, []),
+        (1, ODD_ANSWERS, []),
         (4, [(lambda *_: 404, "answers with HTTP 404")], []),
-        (4, [(lambda *_: time.sleep(9), "sent nothing for 3 seconds")], ["served.timeout=3"]),
+        (4, [(lambda *_: time.sleep(9), "no whole answer within 3 seconds")], ["served.timeout=3"]),
     ],
-    ids=["one at a time", "404", "silence"],
+    ids=["one at a time", "odd answers", "404", "silence"],
 )
 def test_each_fault_is_named_and_what_was_answered_is_kept(
     concurrency: int,
@@ -276,7 +283,7 @@ def test_each_fault_is_named_and_what_was_answered_is_kept(
 def test_empty_and_cut_answers_are_counted(folder: Path) -> None:
     def answer_oddly(server: FaultyServer, number: int) -> dict[str, Any]:
         if number % 2:
-            return write_answer(None)
+            return write_answer(None, n_tokens="6")
         return write_answer("1 + 1 = 2 and", reason="length")
 
     with FaultyServer(answer_oddly).listen() as server:

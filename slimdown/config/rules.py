@@ -91,14 +91,20 @@ def check_served(config: RunConfig) -> Iterator[str]:
                 yield f"served.{name} is for tuned=http://HOST:PORT/v1; leave it out"
         return
     named = f"tuned={redact_uri(config.address)}"
-    parts = urlsplit(config.address)
+    try:
+        parts = urlsplit(config.address)
+        _ = parts.port  # raises if it is no number of a port
+    except ValueError as error:
+        yield f"tuned= names no server ({error}); type tuned=http://HOST:PORT/v1"
+        return
     if parts.username or parts.password or parts.query or parts.fragment:
         problem = "an address may hold no user, password, ? or #, because it is recorded"
-        yield f"{named}: {problem}; a server's key is read from the variable OPENAI_API_KEY"
+        shown = f"tuned={parts.scheme}://{parts.hostname}/..."
+        yield f"{shown}: {problem}; a server's key is read from the variable OPENAI_API_KEY"
     elif not parts.hostname:
         yield f"{named} names no host; type tuned=http://HOST:PORT/v1"
-    if not all(map(find_spec, ("aiohttp", "requests", "tenacity"))):
-        yield f"{named} needs lm-eval's client of servers; {name_install('served')}"
+    if not all(map(find_spec, ("aiohttp", "tenacity"))):
+        yield f"{named} needs a client of servers; {name_install('served')}"
     if config.evaluation.backend is not Backend.hf:
         yield f"{named} is compared with a base model of evaluation.backend=hf; set that"
     if config.evaluation.apply_chat_template is False:

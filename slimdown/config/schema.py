@@ -14,7 +14,6 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from slimdown import pocket
 from slimdown.config.benchmark_config import BenchmarkConfig, Until
@@ -57,6 +56,9 @@ _NOTE = Range(
     lambda text: len(text) <= 500 and text.isprintable(),
 )
 
+
+MOST_ANSWER_MEGABYTES = 10
+"""The size of the longest answer of a server, unpacked."""
 
 # auto: CUDA, then MPS, then CPU
 Device = StrEnum("Device", "auto cpu cuda mps")
@@ -393,7 +395,12 @@ class ServedConfig:
         None,
     )
     concurrency: int = setting("number of requests that the server gets at once", COUNT, 1)
-    timeout: int = setting("seconds to wait for one answer of the server", COUNT, 300)
+    timeout: int = setting(
+        "seconds to wait for one answer of the server, with all repeated requests; an answer may "
+        f"have {MOST_ANSWER_MEGABYTES} MB",
+        COUNT,
+        300,
+    )
 
 
 @dataclass
@@ -452,7 +459,7 @@ class RunConfig:
         if not re.match("https?://", self.tuned or ""):
             return ""
         address = str(self.tuned).rstrip("/").removesuffix("/chat/completions")
-        return address if urlsplit(address).path else f"{address}/v1"
+        return address if re.match("https?://[^/?#]*/", address) else f"{address}/v1"
 
     @property
     def tuned_model(self) -> TunedModelConfig | None:

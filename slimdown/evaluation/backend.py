@@ -103,7 +103,7 @@ def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOption
     """
     lm_class: Any
     if model.server:
-        from slimdown.evaluation.served_lm import ServedLM  # needs the extra `served`
+        from slimdown.evaluation.served_lm import ServedLM
 
         lm_class = partial(ServedLM, server=model.server)
     elif backend.shares_prefixes:

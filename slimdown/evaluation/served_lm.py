@@ -1,16 +1,11 @@
-"""Asks a server in the place of a model, through lm-eval's clients of OpenAI's protocol."""
+"""Asks a server in the place of a model, by OpenAI's protocol."""
 
-import io
-import json
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from types import SimpleNamespace
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from lm_eval.models.api_models import JsonChatStr
-from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from slimdown.evaluation.prefix_lm import VirtualTokensLM
@@ -18,57 +13,14 @@ from slimdown.evaluation.results import Answer
 from slimdown.models.server import Server
 from slimdown.utils.errors import ModelError
 
-_TRIES = 8  # of a request; lm-eval waits 36 seconds between them in all
+_TRIES = 8  # of a request; there are 36 seconds between them in all
 _PASSING = (408, 425, 429)  # of the statuses below 500, those that may pass
+_SEED = 1234  # as lm-eval's clients send it; greedy answers do not depend on it
+_MOST_STOPS = 4  # that OpenAI's protocol takes
 _PROBE = "The capital of France is Paris."  # to try whether a server scores a prompt
+# The body of a request, and what reads the reply to it.
+_Question = tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]
 _ADVICE = "The answers so far are kept: repeat the command when the server answers"
-
-
-class _FinalError(BaseException):
-    """Carries an error through lm-eval's retries, which repeat a request after any `Exception`.
-
-    `ServedLM._use_clients` takes the error out again.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-class _Client:
-    """A mixin for lm-eval's clients: a request that will fail again is not repeated.
-
-    lm-eval 0.4.13 repeats every request that fails, even if the server refuses it or sends nothing
-    until the timeout. lm-eval calls `model_call` for one request at a time, and `amodel_call` for
-    concurrent ones.
-    """
-
-    def model_call(self, *args: Any, **settings: Any) -> Any:
-        try:
-            return super().model_call(*args, **settings)  # type: ignore[misc]
-        except Exception as error:
-            _end_final(error)
-            raise
-
-    async def amodel_call(self, *args: Any, **settings: Any) -> Any:
-        try:
-            return await super().amodel_call(*args, **settings)  # type: ignore[misc]
-        except Exception as error:
-            _end_final(error)
-            raise
-
-
-def _end_final(error: Exception) -> None:
-    """Raise `_FinalError` if a repeated request would fail with the same error."""
-    import requests
-
-    # aiohttp's errors have a `status`, those of `requests` a response. An error without either,
-    # such as a broken connection, may pass like a status of 500.
-    response = getattr(error, "response", None)
-    status = getattr(error, "status", None) or getattr(response, "status_code", None) or 500
-    is_silent = isinstance(error, requests.ReadTimeout | TimeoutError)
-    if is_silent or (status < 500 and status not in _PASSING):
-        raise _FinalError(error)
 
 
 class _CountedAnswer(Answer):
@@ -77,45 +29,86 @@ class _CountedAnswer(Answer):
     n_tokens: int | None = None  # None: the server did not tell it
 
 
-class _ChatClient(_Client, LocalChatCompletion):  # type: ignore[misc]  # lm_eval is untyped
-    """lm-eval's client of `/v1/chat/completions`, whose answers are `Answer`."""
+def _read_answer(reply: dict[str, Any], think_end_token: str | None) -> _CountedAnswer:
+    """Read the answer and the thinking of a server's reply.
 
-    def __init__(self, think_end_token: str | None, **settings: Any) -> None:
-        super().__init__(tokenizer_backend=None, tokenized_requests=False, **settings)
-        self.think_end_token = think_end_token
-
-    def _create_payload(self, messages: Any, **settings: Any) -> Any:
-        """Write the body of a request; `messages` is what `ServedLM._write` put together."""
-        payload: dict[str, Any] = super()._create_payload(messages["messages"], **settings)
-        return payload | messages["more"]
-
-    def parse_generations(self, outputs: Any, **settings: Any) -> list[_CountedAnswer]:
-        """Read the answer and the thinking of a server's response, as a list of one answer."""
-        choice = outputs["choices"][0]
-        message = choice["message"]
-        ran_out = choice.get("finish_reason") == "length"
-        text = str(message.get("content") or "")
-        # Servers have two names for the thinking that they took out of the answer.
-        thinking = str(message.get("reasoning_content") or message.get("reasoning") or "")
-        if end := self.think_end_token:
-            begin = end.replace("/", "", 1)  # <think> for </think>
-            if end in text:  # the server has left the thinking in the answer
-                thinking, _, text = text.rpartition(end)
-            elif text.lstrip().startswith(begin):  # it was cut while it thought
-                thinking, text = text, ""
-        never_ended = ran_out and bool(thinking) and not text.strip()
-        text = text.lstrip() if thinking else text  # as `HFLM` does behind thinking
-        answer = _CountedAnswer(text, thinking, never_ended, ran_out)
-        answer.n_tokens = (outputs.get("usage") or {}).get("completion_tokens")
-        return [answer]
+    Raises:
+        ModelError: The answer or the thinking is no text.
+        Exception: The reply lacks a part.
+    """
+    [choice] = reply["choices"]
+    message = choice["message"]
+    ran_out = choice.get("finish_reason") == "length"
+    text = _read_text(message, "content")
+    # Servers have two names for the thinking that they took out of the answer.
+    thinking = _read_text(message, "reasoning_content") or _read_text(message, "reasoning")
+    if end := think_end_token:
+        begin = end.replace("/", "", 1)  # <think> for </think>
+        if end in text:  # the server has left the thinking in the answer
+            thinking, _, text = text.rpartition(end)
+        elif text.lstrip().startswith(begin):  # it was cut while it thought
+            thinking, text = text, ""
+    never_ended = ran_out and bool(thinking) and not text.strip()
+    text = text.lstrip() if thinking else text  # as `HFLM` does behind thinking
+    answer = _CountedAnswer(text, thinking, never_ended, ran_out)
+    usage = reply.get("usage")
+    n_tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    answer.n_tokens = n_tokens if type(n_tokens) is int else None
+    return answer
 
 
-class _PromptClient(_Client, LocalCompletionsAPI):  # type: ignore[misc]  # lm_eval is untyped
-    """lm-eval's client of `/v1/completions`, for the log-probabilities of a prompt's tokens."""
+def _read_text(message: dict[str, Any], name: str) -> str:
+    """Return a text of a message; null or a missing one is empty.
 
-    def __init__(self, tokenizer: Any, **settings: Any) -> None:
-        super().__init__(tokenizer_backend=None, **settings)
-        self.tokenizer, self.tokenized_requests = tokenizer, True
+    Raises:
+        ModelError: It is of another type.
+    """
+    text = message.get(name)
+    if text is not None and not isinstance(text, str):
+        problem = f"the `{name}` of an answer is {text!r:.60}"
+        raise ModelError(f"{problem}, and it must be a text or null; correct the server")
+    # JSON can hold half of a surrogate pair, which no file can.
+    return (text or "").encode("utf-8", "replace").decode()
+
+
+def _read_scores(reply: dict[str, Any], n_tokens: int, n_context: int) -> tuple[float, bool]:
+    """Read the log-probability of an answer, and whether each of its tokens is the likeliest.
+
+    Args:
+        reply: The server's reply to a prompt that it was to repeat.
+        n_tokens: Of the prompt, which is the context and the answer.
+        n_context: Of the context.
+
+    Raises:
+        ModelError: Log-probabilities are missing, or are none.
+        Exception: The reply lacks a part.
+    """
+    [choice] = reply["choices"]
+    if n_context < 1:
+        raise ModelError("an answer has more tokens than the server's context; leave it out")
+    values = choice["logprobs"]["token_logprobs"]
+    likeliest = choice["logprobs"]["top_logprobs"]
+    # Behind the tokens of the prompt comes the one that the server had to generate.
+    if not len(values) == len(likeliest) == n_tokens + 1:
+        problem = f"the server returned {len(values):,} log-probabilities for {n_tokens:,} tokens"
+        raise ModelError(f"{problem} and one more; correct the server, or measure its files")
+    answer_values = values[n_context:-1]
+    # A float32 may round the logarithm of 1 to a little above 0.
+    if not all(math.isfinite(value) and value < 0.01 for value in answer_values):
+        problem = f"the server returned numbers that are no log-probabilities: {answer_values}"
+        raise ModelError(f"{problem:.200}; correct the server, or measure its files")
+    pairs = zip(answer_values, likeliest[n_context:-1], strict=True)
+    is_greedy = all(value == max(top.values()) for value, top in pairs)
+    return math.fsum(answer_values), is_greedy
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether a repeated request may succeed."""
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status >= 500 or error.status in _PASSING
+    return isinstance(error, OSError | aiohttp.ClientError)  # such as a broken connection
 
 
 class ServedLM(VirtualTokensLM):
@@ -135,34 +128,20 @@ class ServedLM(VirtualTokensLM):
         """
         super().__init__(*args, **settings)
         self.server = server
-        options = {
-            "model": server.model,
-            "num_concurrent": server.settings.concurrency,
-            "timeout": server.settings.timeout,
-            "header": server.headers,
-            "max_retries": _TRIES,
-            # lm-eval's clients keep one token free.
-            "max_length": min(self.max_length, server.n_context or self.max_length) + 1,
-        }
-        chat_url = f"{server.address}/chat/completions"
-        prompts_url = f"{server.address}/completions"
-        self._chat = _ChatClient(self.think_end_token, base_url=chat_url, **options)
-        self._prompts = _PromptClient(self.tokenizer, base_url=prompts_url, **options)
         # How many answers there were, how many were empty, and how many were cut because the
         # server's context was full.
         self._n_answered = self._n_empty = self._n_cut = 0
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Have the server answer the messages that the prompts were made of."""
-        written_requests = [self._write(request) for request in requests]
-        self._chat.set_cache_hook(self.cache_hook)
-        with self._use_clients():
-            answers = self._chat.generate_until(written_requests)
+        bodies = [self._write(request) for request in requests]
+        read = partial(_read_answer, think_end_token=self.think_end_token)
+        answers = self._ask("/chat/completions", [(body, read) for body in bodies])
         pairs = zip(answers, requests, strict=True)
         return [self._read(answer, request) for answer, request in pairs]
 
-    def _write(self, request: Any) -> Any:
-        """Write a request as the client takes it: messages, stops and the most tokens.
+    def _write(self, request: Any) -> dict[str, Any]:
+        """Write the body of a request: messages, stops and the most tokens.
 
         Args:
             request: The harness's request, whose prompt is a `ChatPrompt`.
@@ -174,11 +153,16 @@ class ServedLM(VirtualTokensLM):
             for name, value in self.chat_template_args.items()
             if name != "chat_template" and name in str(self.tokenizer.chat_template)
         }
-        more = {"chat_template_kwargs": variables} if variables else {}  # what the body also has
-        content = {"messages": request.args[0].messages, "more": more}
         stops = [] if self.think_end_token else settings["until"]  # thinking may hold such a text
-        limits = {"until": stops, "max_gen_toks": settings["max_gen_toks"], "temperature": 0}
-        return SimpleNamespace(args=(JsonChatStr(json.dumps(content)), limits))
+        body = {
+            "messages": request.args[0].messages,
+            "model": self.server.model,
+            "max_tokens": settings["max_gen_toks"],
+            "temperature": 0,
+            "stop": stops[:_MOST_STOPS],
+            "seed": _SEED,
+        }
+        return body | ({"chat_template_kwargs": variables} if variables else {})
 
     def _read(self, answer: _CountedAnswer, request: Any) -> Answer:
         """Cut an answer at its stop texts, and count whether it is empty or cut by the server.
@@ -207,35 +191,55 @@ class ServedLM(VirtualTokensLM):
         The server returns the log-probability of every token of a prompt. Arguments are those of
         `HFLM`; only `requests` is used.
         """
-        self._prompts.set_cache_hook(self.cache_hook)
-        with self._use_clients():
-            return self._prompts._loglikelihood_tokens(requests)
+        most_tokens = min(self.max_length, self.server.n_context or self.max_length)
+        settings = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": _SEED, "echo": True}
+        questions = list[_Question]()
+        for _, context, answer in requests:
+            prompt = (context + answer)[-most_tokens:]  # a long one is cut on the left
+            n_context = len(prompt) - len(answer)
+            read = partial(_read_scores, n_tokens=len(prompt), n_context=n_context)
+            body = {"model": self.server.model, "prompt": [prompt], **settings}
+            questions.append((body, read))
+        return self._ask("/completions", questions)
 
-    @contextmanager
-    def _use_clients(self) -> Iterator[None]:
-        """Make a context in which lm-eval's clients are silent, and their errors are explained.
+    def _ask(self, path: str, questions: list[_Question]) -> list[Any]:
+        """Send requests, as many at once as `served.concurrency` says; return what was read.
 
-        They log nothing in it. Their bars cannot be turned off, so standard error is hidden.
-        slimdown's own bar is drawn by rich, which finds the true file by `rich_proxied_file`.
+        Args:
+            path: What follows the server's address.
+            questions: The body of each request, and what reads the reply. Replies are large, so
+                none is kept.
 
         Raises:
-            ModelError: A client failed inside.
+            ModelError: A request failed, or its reply cannot be read.
         """
-        log = logging.getLogger("lm_eval.models.api_models")
-        level = log.level
-        hidden: Any = io.StringIO()
-        hidden.rich_proxied_file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-        log.setLevel(logging.CRITICAL)
-        try:
-            with self.server.explain_errors(_ADVICE), redirect_stderr(hidden):
-                try:
-                    yield
-                except _FinalError as final:
-                    # It carries a client's error that no repetition of the request would mend.
-                    # `explain_errors` knows the errors of clients, but not the one around them.
-                    raise final.error from None
-        finally:
-            log.setLevel(level)
+        with self.server.explain_errors(_ADVICE):
+            return asyncio.run(self.ask_all(self.server.address + path, questions))
+
+    async def ask_all(self, url: str, questions: list[_Question]) -> list[Any]:
+        """Send requests, see `_ask`; a failure that may pass is tried again."""
+        import tenacity
+
+        server, seconds = self.server, self.server.settings.timeout
+        free = asyncio.Semaphore(server.settings.concurrency)
+        try_again: Any = tenacity.retry(
+            retry=tenacity.retry_if_exception(_may_pass),
+            stop=tenacity.stop_after_attempt(_TRIES) | tenacity.stop_before_delay(seconds),
+            wait=tenacity.wait_exponential(multiplier=0.5, min=1, max=10),
+            reraise=True,
+        )
+
+        async def ask(body: Any, read: Callable[[dict[str, Any]], Any]) -> Any:
+            async with free, asyncio.timeout(seconds):
+                reply: dict[str, Any] = await try_again(server.ask)(session, url, body)
+            if (model := reply.get("model")) != server.answers_as:
+                before = f"another model than at the start ({server.answers_as!r})"
+                problem = f"the server answered with {before}: {model!r:.200}"
+                raise ModelError(f"{problem}; have it serve one model")
+            return read(reply)
+
+        async with server.open_session() as session:
+            return await asyncio.gather(*(ask(*question) for question in questions))
 
     def describe_answers(self) -> Iterator[str]:
         """Say how many answers were empty, or were cut because the server's context was full."""
@@ -245,29 +249,7 @@ class ServedLM(VirtualTokensLM):
                 yield f"{n:,} of {self._n_answered:,} answers of the server were {problem}."
 
 
-def check_answers(server: Server, tokenizer: Any, needs_scores: bool) -> bool:
-    """Check that a server answers messages, and return whether it scores a prompt.
-
-    Args:
-        server: The server.
-        tokenizer: The base model's.
-        needs_scores: Whether to find out if it scores a prompt; otherwise False is returned.
-
-    Returns:
-        Whether the server returns the log-probabilities of a prompt's tokens.
-
-    Raises:
-        ModelError: It does not answer messages.
-    """
-    question = [{"role": "user", "content": "What is 2 + 2?"}]
-    body = {"model": server.model, "messages": question, "max_tokens": 1, "temperature": 0}
-    answer = server.request("/chat/completions", body)
-    with server.explain_errors():
-        _ = answer["choices"][0]["message"]  # raises if there is none
-    return needs_scores and _scores_prompt(server, tokenizer)
-
-
-def _scores_prompt(server: Server, tokenizer: Any) -> bool:
+def check_scores(server: Server, tokenizer: Any) -> bool:
     """Return whether a server gives a log-probability for each token of a known prompt."""
     tokens = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     settings = {"max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}

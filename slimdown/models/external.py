@@ -3,7 +3,8 @@
 A whole model is a folder, a hub's repository, or a GGUF file.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from slimdown.models.base_model import (
     load_tokenizer,
 )
 from slimdown.models.device_memory import release_weights
-from slimdown.models.gguf_file import find_differing_token, read_gguf_header
+from slimdown.models.gguf_file import find_differing_token, read_gguf_header, refuse_unread_weights
 from slimdown.models.identity import ADAPTER_WEIGHTS, identify_adapted
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.serving_settings import (
@@ -272,6 +273,7 @@ def _open_gguf(
             "does not unpack; measure the folder that it was made from, or serve the file by "
             "llama.cpp and measure tuned=http://HOST:PORT/v1 (docs/serving.md)"
         ) from None
+    refuse_unread_weights(header, tuned.named, outline)
     return ExternalModel(base, tuned, quantization, base.tokenizer, outline=outline)
 
 
@@ -299,16 +301,47 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
         )
     weights = load_file(folder / ADAPTER_WEIGHTS)
     for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            problem = f"its weights are of the type {tensor.dtype} ({name})"
+            raise ModelError(f"{named}: {problem}, and should be fractions; save it again")
         if not tensor.float().isfinite().all():
             raise ModelError(f"{named}: its weights hold NaN or infinity ({name}); get it again")
     check_whole_modules(named, settings, base.outline)
     if find_own_type(settings["peft_type"]):  # PEFT does not know it; loading compares its shapes
         return False
     adapter = peft.PeftConfig.from_pretrained(str(folder))
+    if reason := _explain_no_effect(adapter, weights):
+        raise ModelError(
+            f"{named} changes nothing in the base: {reason}; name the adapter that was trained"
+        )
     if not adapter.is_prompt_learning:
         saved_shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
         _check_shapes(named, base, adapter, saved_shapes)
     return bool(adapter.is_prompt_learning)
+
+
+def _explain_no_effect(adapter: Any, weights: Mapping[str, torch.Tensor]) -> str:
+    """Return why an adapter of PEFT leaves the base as it is; empty if it may change it.
+
+    Args:
+        adapter: PEFT's settings of the adapter.
+        weights: Its tensors, by name.
+    """
+    # At zero, other methods change the base: a prompt is still read, and IA3 multiplies by zero.
+    if adapter.peft_type != "LORA" or adapter.use_dora:
+        return ""
+    used = {"A": False, "B": False}  # whether any of these matrices is not zero
+    for name, tensor in weights.items():
+        matrix = re.search(r"\.lora_(?:embedding_)?([AB])(?!.*\.bias)", name)
+        if matrix:
+            used[matrix[1]] |= bool(tensor.any())
+        elif tensor.any():  # a bias, or a whole module
+            return ""
+    for letter, is_used in used.items():
+        if not is_used:
+            return f"all of its lora_{letter} are zero"
+    scales = [adapter.lora_alpha, *(adapter.alpha_pattern or {}).values()]
+    return "" if any(scales) else "its lora_alpha is 0"
 
 
 def _check_shapes(named: str, base: LoadedModel, adapter: Any, saved: dict[str, list[int]]) -> None:

@@ -16,7 +16,7 @@ from slimdown.judging.stopping import stopping_rule
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
 from slimdown.models.external import open_tuned_model
-from slimdown.models.server import find_server
+from slimdown.models.server import find_answering_server
 from slimdown.models.shared_base import SharedBase
 from slimdown.report import console
 from slimdown.report.formatting import format_duration
@@ -271,7 +271,7 @@ def measure_base(config: RunConfig) -> None:
         SlimdownError: The base or a benchmark cannot be loaded.
     """
     tasks, _ = load_benchmarks(config)  # each run says itself which benchmarks it lacks, and why
-    server = find_server(config) if config.address else None
+    server = find_answering_server(config) if config.address else None
     tokenizer = load_tokenizer(config, server)
     tasks, _ = leave_out_unaskable(config, tasks, tokenizer, server)
     # Rows that are conversations may decide how questions are asked.

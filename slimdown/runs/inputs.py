@@ -23,7 +23,7 @@ from slimdown.models.external import (
     read_chat_template,
 )
 from slimdown.models.gguf_file import read_gguf_header
-from slimdown.models.server import Server, find_server
+from slimdown.models.server import Server, find_answering_server
 from slimdown.models.serving_settings import compare_templates
 from slimdown.utils.errors import DataError, SlimdownError
 from slimdown.utils.progress import OnProgress
@@ -97,7 +97,7 @@ def read_inputs(config: RunConfig, on_progress: OnProgress = lambda *_: None) ->
     if backend.module:
         backend.find_function("check_tuned")(config)  # raises if it cannot answer with the adapter
     config = fix_dtypes(config)
-    server = find_server(config) if config.address else None
+    server = find_answering_server(config) if config.address else None
     tasks, not_run = load_benchmarks(config, on_progress)
     tokenizer = load_tokenizer(config, server)
     tasks, unaskable = leave_out_unaskable(config, tasks, tokenizer, server)
@@ -311,8 +311,7 @@ def leave_out_unaskable(
         The benchmarks that can be asked; and, by name, why the others cannot.
 
     Raises:
-        ModelError: The model has no chat template, and a benchmark asks messages; or the server
-            does not answer.
+        ModelError: The model has no chat template, and a benchmark asks messages.
         DataError: No benchmark can be asked, or, without a suite, one cannot.
     """
     reasons = dict(_find_unservable(server, tasks, tokenizer)) if server else dict[str, str]()
@@ -331,19 +330,16 @@ def leave_out_unaskable(
 def _find_unservable(
     server: Server, tasks: dict[str, BenchmarkTask], tokenizer: Any
 ) -> Iterator[tuple[str, str]]:
-    """Send a server a message and, if choices need it, a prompt to score; see what it can do.
+    """See what a server can do; if choices need it, send a prompt to score.
 
     Yields:
         The name of each benchmark that the server cannot be asked, and why.
-
-    Raises:
-        ModelError: It does not answer messages.
     """
-    from slimdown.evaluation.served_lm import check_answers  # of the extra `served`
+    from slimdown.evaluation.served_lm import check_scores
 
     # Choices are judged by the log-probabilities of a prompt, which not every server returns.
     needs_scores = not all(task.only_generates for task in tasks.values())
-    has_scores = check_answers(server, tokenizer, needs_scores)
+    has_scores = needs_scores and check_scores(server, tokenizer)
     for name, task in tasks.items():
         if not task.only_generates and not has_scores:
             reason = "needs the log-probabilities of a prompt (`echo` of /v1/completions), which "

@@ -282,3 +282,35 @@ def test_a_damaged_whole_model_is_refused_before_anything_is_measured(
     with pytest.raises(ModelError, match=answer) as refused:
         open_tuned(folder, "quantization=none")
     assert "\n" not in str(refused.value)
+
+
+def zero(matrix: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda tensors: [t.zero_() for name, t in tensors.items() if matrix in name]
+
+
+def make_integers(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.mul(100).int()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: edit_tensors(folder / WEIGHTS, zero("lora_B")), "all of its lora_B are"),
+        (lambda folder: edit_tensors(folder / WEIGHTS, zero("lora_A")), "all of its lora_A are"),
+        (lambda folder: edit_tensors(folder / WEIGHTS, zero("")), "changes nothing in the base"),
+        (edit(ADAPTER, lora_alpha=0), "its lora_alpha is 0"),
+        (lambda folder: edit_tensors(folder / WEIGHTS, make_integers), "of the type torch.int32"),
+    ],
+)
+def test_an_adapter_without_effect_is_refused_before_it_is_measured(
+    spoil: Callable[[Path], object], reason: str, tmp_path: Path
+) -> None:
+    spoil(folder := save_adapter(tmp_path / "adapter"))
+    with pytest.raises(ModelError, match=reason):
+        open_tuned(folder)
+
+
+def test_an_adapter_that_scales_one_layer_has_an_effect(tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path / "adapter", lora_alpha=0, alpha_pattern={"q_proj": 8})
+    open_tuned(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from builders import Patch
@@ -130,18 +131,24 @@ def test_what_cannot_be_read_is_refused_before_anything_is_measured(
     assert "\n" not in str(refused.value)
 
 
-def retype(source: Path, target: Path, key: str, value: Any, kinds: tuple[Any, Any]) -> Path:
-    """Write a file anew with another value of one key; a list has a kind for its values, too."""
+def retype(
+    source: Path, target: Path, key: str, value: Any, kinds: tuple[Any, Any], *, more: str = ""
+) -> Path:
+    """Write a file anew with another value of one key; a list has a kind for its values, too.
+
+    `more` names a tensor that is added.
+    """
     kind, sub_kind = kinds
     reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    writer.add_key_value(key, value, kind, sub_type=sub_kind)
     for name, field in reader.fields.items():
-        if name == key:
-            writer.add_key_value(name, value, kind, sub_type=sub_kind)
-        elif not name.startswith("GGUF.") and name != "general.architecture":
+        if name not in (key, "general.architecture") and not name.startswith("GGUF."):
             inner = field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    if more:
+        writer.add_tensor(more, np.ones(192, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -164,6 +171,8 @@ NUMBERS, TEXT = (KINDS.ARRAY, KINDS.INT32), (KINDS.STRING, None)
         ("llama.block_count", "4", TEXT),
         ("llama.attention.head_count", [-1], NUMBERS),
         ("llama.context_length", 1.5, (KINDS.FLOAT32, None)),
+        ("tokenizer.chat_template", 3, (KINDS.INT32, None)),
+        ("split.count", "two", TEXT),
     ],
 )
 def test_metadata_of_another_type_is_refused_in_one_line(
@@ -207,3 +216,33 @@ def test_what_is_no_gguf_file_is_refused_at_once(
     monkeypatch.setattr("slimdown.config.schema.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"package gguf; .*'.\[gguf\]'"):
         compose_config(f"tuned={file}")
+
+
+@pytest.mark.parametrize("kind", [KINDS.UINT8, KINDS.INT64, KINDS.STRING, KINDS.ARRAY])
+def test_a_list_that_says_it_is_longer_than_its_file_is_refused(
+    kind: gguf.GGUFValueType, file: Path, tmp_path: Path
+) -> None:
+    spoiled = Path(shutil.copy(file, tmp_path))
+    field = gguf.GGUFReader(spoiled, "r+").fields["tokenizer.ggml.token_type"]
+    field.parts[3][:] = kind  # after the name's length, the name and the word for a list
+    field.parts[4][:] = 2**60
+    with pytest.raises(ModelError, match=r"pocket.gguf is cut short, or damaged"):
+        open_tuned(spoiled)
+
+
+def test_a_list_that_is_too_long_is_refused(file: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr("slimdown.models.gguf_file._MOST_READS", 1000)
+    with pytest.raises(ModelError, match="more than 1,000 values beside its weights"):
+        open_tuned(Path(shutil.copy(file, tmp_path)))
+
+
+def test_weights_that_transformers_would_drop_are_refused_by_name(
+    file: Path, tmp_path: Path
+) -> None:
+    short = retype(file, tmp_path / "short.gguf", "llama.block_count", 3, (KINDS.UINT32, None))
+    with pytest.raises(ModelError, match=r"does not read, such as blk\.3\..* block_count"):
+        open_tuned(short)
+    number = (KINDS.UINT32, None)
+    biased = retype(file, tmp_path / "biased.gguf", "x.y", 1, number, more="blk.1.attn_q.bias")
+    with pytest.raises(ModelError, match=r"such as blk\.1\.attn_q\.bias"):
+        open_tuned(biased)
