@@ -9,16 +9,16 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 AHEAD := 'hydra-core>=1.4.0rc1' 'omegaconf>=2.4.1rc1'
 # The files that have a mark: to read all tests takes a minute.
 marked = -m $(1) $(sort $(shell grep -rl --include='*.py' 'mark\.$(1)\b' tests))
-test test-floor test-newest test-ahead test-unsloth test-judge test-hub: export OMP_NUM_THREADS = 1
+test test-floor test-ahead test-unsloth test-judge test-hub: export OMP_NUM_THREADS = 1
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "%-13s %s\n", $$1, $$2 }'
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml constraints.txt
 	@echo "installing packages in $(VENV): 2.5 GB, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/python -m pip install -e '.[dev]' -c constraints.txt
 	touch $@
 
 install: $(VENV)/installed ## make .venv and install slimdown with what its tests need
@@ -31,7 +31,6 @@ test: $(VENV)/installed ## the tests that need no network and no GPU
 
 # uv finds the oldest versions that go together. Old ones warn of what came after them, so warnings are no errors there.
 .venv-floor/installed: RESOLUTION = lowest-direct
-.venv-newest/installed: RESOLUTION = highest
 .venv-ahead/installed: RESOLUTION = highest --override $(@D)/ahead.txt
 .venv-%/installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
@@ -46,10 +45,11 @@ test: $(VENV)/installed ## the tests that need no network and no GPU
 test-floor: .venv-floor/installed ## the same on the oldest versions that pyproject.toml allows; TESTS=... for a part
 	.venv-floor/bin/python -m pytest $(SIDE_BY_SIDE) -W default $(TESTS)
 
-test-newest: ## the same on the newest versions of the day, in .venv-newest
-	rm -f .venv-newest/installed
-	$(MAKE) .venv-newest/installed
-	.venv-newest/bin/python -m pytest $(SIDE_BY_SIDE) $(TESTS)
+raise: ## run all tests on the newest versions of the day; if they pass, write constraints.txt and the ceilings
+	$(PYTHON) -m tools.raise_versions
+
+constraints: $(VENV)/installed ## write constraints.txt from what is installed in .venv; run `make check test` first
+	$(BIN)/python -m tools.raise_versions --freeze $(BIN)/python
 
 test-ahead: ## the same on what is not released yet (AHEAD), which the ranges of pyproject.toml leave out
 	rm -f .venv-ahead/installed
@@ -80,10 +80,10 @@ test-inspect: .venv-inspect/installed ## the tests on Inspect's logs, with Inspe
 JUDGE := tests/stats tests/judging tests/comparison tests/report tests/evaluation/test_samples.py \
 	tests/evaluation/test_tool_logs.py tests/commands/test_verdict.py tests/test_light_install.py \
 	--ignore=tests/report/test_model_card.py
-.venv-judge/installed: pyproject.toml
+.venv-judge/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
-	$(@D)/bin/python -m pip install --quiet -e '.[dev-judge]'
+	$(@D)/bin/python -m pip install --quiet -e '.[dev-judge]' -c constraints.txt
 	touch $@
 
 test-judge: .venv-judge/installed ## the tests of what judges, in an environment without torch (0.5 GB): minutes
@@ -138,5 +138,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m tools.pocket
 
-.PHONY: help install demo docs lines screens test test-floor test-newest test-ahead test-unsloth test-inspect test-judge test-slow test-postgres test-gpu test-hub test-install check ui compare bench notebook pocket
+.PHONY: help install demo docs lines screens test test-floor test-ahead test-unsloth test-inspect test-judge test-slow test-postgres test-gpu test-hub test-install check ui compare bench notebook pocket raise constraints
 .DEFAULT_GOAL := help

@@ -14,7 +14,7 @@ from slimdown.utils.versions import find_version
 PRIVATE_NAMES = {  # by package; docs/private_interfaces.md says where and why they are used
     "bitsandbytes": ("support_avx512bf16_for_cpu",),
     "lm-eval": (
-        *("_instances", "_loglikelihood_tokens", "_model_generate", "_create_payload"),
+        *("_instances", "_loglikelihood_tokens", "_model_generate"),
         "normalize_gen_kwargs",
     ),
     "peft": ("_adapters_disabled",),
