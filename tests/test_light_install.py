@@ -199,3 +199,35 @@ def test_pip_installs_it_from_its_repository_and_it_judges_logs(tmp_path: Path) 
     line = f"is not installed; pip install 'slimdown[train] @ git+file://{ROOT}'\n"
     assert done.returncode
     assert done.stderr.endswith(line), done.stderr
+
+
+@pytest.mark.install
+def test_a_wheel_trains_measures_and_judges_in_an_empty_environment(tmp_path: Path) -> None:
+    """A pip user's first hour, with the tested versions, in a folder that holds no clone."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    programs, work = tmp_path / "venv" / "bin", tmp_path / "work"
+    work.mkdir()
+    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+
+    def succeed(*command: str | Path) -> str:
+        done = subprocess.run(
+            command, env=environment, cwd=work, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    pip = [programs / "python", "-m", "pip"]
+    succeed(*pip, "install", "--upgrade", "pip")
+    succeed(*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT)
+    [wheel] = tmp_path.glob("slimdown-*.whl")
+    succeed(*pip, "install", f"{wheel}[train]", "-c", ROOT / "constraints.txt")
+    slimdown = programs / "slimdown"
+    few = ["train.max_steps=2", "quantization=none", "evaluation.limit=4"]
+    assert "pocket_math" in succeed(slimdown, "run", *few)
+    assert "↓ forgotten" in succeed(slimdown, "verdict", *unpack_logs(tmp_path))
+    adapter = next(file.parent for file in work.rglob("adapter_config.json"))
+    assert "pocket_math" in succeed(slimdown, "run", f"tuned={adapter}", *few[1:])
+    listed = succeed(*pip, "freeze")
+    tested = set((ROOT / "constraints.txt").read_text().splitlines())
+    lines = {re.sub(r"[+][\w.]+$", "", line) for line in listed.splitlines() if "==" in line}
+    assert lines - {line for line in lines if line.startswith("setuptools==")} <= tested

@@ -19,6 +19,7 @@ from slimdown.evaluation.prefix_lm import GeneratingLM, PrefixLM, VirtualTokensL
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.training.padding_free import supports_padding_free
 from slimdown.utils import tested_versions
+from slimdown.utils.errors import ModelError
 from slimdown.utils.tested_versions import PRIVATE_NAMES, LibraryError, explain_library_change
 
 FEW = [*SMALL_IN_FLOAT, "train.max_steps=1", "benchmark=[pocket_commonsense]"]
@@ -55,7 +56,7 @@ def test_a_run_without_it_ends_in_one_message(
         raise AttributeError(f"{owner.__name__!r} has no attribute {name!r}")
 
     if owner is PreTrainedConfig:
-        monkeypatch.setattr(owner, name, property(lack))
+        monkeypatch.setattr(owner, name, property(lack, lambda *_: None))
     elif owner is HFLM:
         monkeypatch.delattr(owner, name)
     else:  # our module has it already: its use fails as its import would
@@ -111,7 +112,7 @@ def test_learned_prompts_are_not_known_to_be_switched_off() -> None:
     lm = VirtualTokensLM(pretrained=model, **settings)
     del model._adapters_disabled
     with pytest.raises(AttributeError) as raised:
-        lm.generate_until(make_prompts()[:1])
+        lm.generate_until(make_prompts(["abc"]))
     assert_explained(explain_library_change(raised.value), "peft", "_adapters_disabled")
 
 
@@ -128,7 +129,7 @@ def test_the_trainer_does_not_take_what_is_set(
             vars(self).pop("_n_gpu", None)
 
         monkeypatch.setattr(transformers.TrainingArguments, "__post_init__", build_without)
-        monkeypatch.delattr(transformers.TrainingArguments, "_n_gpu")
+        monkeypatch.delattr(transformers.TrainingArguments, "_n_gpu", raising=False)
         settings.append("quantization=none")
     else:
         unset = property(lambda _: False, lambda *_: None)
@@ -146,9 +147,9 @@ def test_a_quantization_cannot_be_looked_up(monkeypatch: Patch) -> None:
     import transformers.quantizers.auto as auto
 
     monkeypatch.delattr(auto, "AutoQuantizationConfig")
-    with pytest.raises(ImportError) as raised:
+    with pytest.raises(ModelError) as refused:
         load_base("quantization=none")
-    assert_explained(explain_library_change(raised.value), "transformers", "AutoQuantizationConfig")
+    assert_explained(str(refused.value), "transformers", "AutoQuantizationConfig")
 
 
 @pytest.mark.parametrize("name", ["_forward_hooks", "_version"])
@@ -157,13 +158,16 @@ def test_nobody_can_tell_whether_a_base_was_changed(name: str, monkeypatch: Patc
     from slimdown.models import shared_base
 
     class Unreadable:
+        _parameters: dict[str, Any] = {}  # noqa: RUF012
+        _buffers: dict[str, Any] = {}  # noqa: RUF012
+
         def __getattr__(self, missing: str) -> Any:
             raise AttributeError(missing)
 
     model = build_tiny_model("llama")
     assert shared_base._describe_state(model) == shared_base._describe_state(model)
     method = "named_modules" if name == "_forward_hooks" else "named_buffers"
-    monkeypatch.setattr(type(model), method, lambda _: [("x", Unreadable())])
+    monkeypatch.setattr(type(model), method, lambda *_, **__: [("x", Unreadable())])
     assert shared_base._describe_state(model) != shared_base._describe_state(model)
 
 

@@ -14,32 +14,33 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PROJECT, CONSTRAINTS, LOG = (ROOT / n for n in ("pyproject.toml", "constraints.txt", "raise.log"))
-PYTHON = ROOT / ".venv-newest" / "bin" / "python"
+PYTHON = str(ROOT / ".venv-newest" / "bin" / "python")
 # A range with a floor, and a ceiling at a minor version (or a third number below 1.0).
 CEILING = re.compile(r'"([\w-]+)>=([\d.]+),<(\d+(?:\.\d+){1,2})"')
 EXCEPT = ("omegaconf",)  # Hydra sets its ceiling
-HEADER = "# The versions with which `make check test` passed; written by `make constraints` or `make raise`.\n"
+HEADER = "# The versions with which `make check test` passed, written by `make constraints`.\n"
 FIRST = ["tests/test_private_interfaces.py", "tests/test_missing_interfaces.py", "tests/training"]
 
 
 def main(arguments: list[str]) -> int:
     """Raise the versions, or with `--freeze PYTHON` only write what that Python has installed."""
     if arguments[:1] == ["--freeze"]:
-        CONSTRAINTS.write_text(freeze(Path(arguments[1])))
+        CONSTRAINTS.write_text(freeze(arguments[1]))
         return 0
     project = PROJECT.read_text()
     try:
         PROJECT.write_text(CEILING.sub(_drop_ceiling, project))
-        subprocess.run([sys.executable, "-m", "venv", "--clear", PYTHON.parents[1]], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--clear", str(ROOT / ".venv-newest")], check=True
+        )
         pip = [PYTHON, "-m", "pip", "install", "--quiet", "--upgrade"]
         subprocess.run([*pip, "pip"], check=True)
         subprocess.run([*pip, "--editable", f"{ROOT}[dev]"], check=True)
     finally:
         PROJECT.write_text(project)
     installed = freeze(PYTHON)
-    sys.stdout.write(
-        f"newest versions that differ from constraints.txt:\n{_differences(installed)}"
-    )
+    differences = _differences(installed)
+    sys.stdout.write(f"newest versions that differ from constraints.txt:\n{differences}")
     for tests in (FIRST, []):
         command = [PYTHON, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", *tests]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
         )
         sys.stdout.write(done.stdout[-2000:])
         if done.returncode:
-            LOG.write_text(_differences(installed) + "\n" + done.stdout[-20_000:])
+            LOG.write_text(differences + "\n" + done.stdout[-20_000:])
             return 1
     versions = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", installed, re.M))
     PROJECT.write_text(CEILING.sub(lambda found: _raise_ceiling(found, versions), project))
@@ -61,14 +62,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def freeze(python: Path) -> str:
+def freeze(python: str) -> str:
     """Return what an environment has installed as lines of constraints, without local versions."""
-    listed = subprocess.run(
-        [python, "-m", "pip", "freeze", "--exclude-editable"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    command = [python, "-m", "pip", "freeze", "--exclude-editable"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = [re.sub(r"\+\w+$", "", line) for line in listed.splitlines() if "==" in line]
     return HEADER + "".join(f"{line}\n" for line in sorted(lines, key=str.lower))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error, list_causes
+from slimdown.utils.tested_versions import explain_library_change
 
 # What errors mean, as the end of a sentence whose subject is the model or dataset. A key holds
 # names of error classes, or HTTP statuses, with spaces between them. The first key is taken that
@@ -101,7 +102,7 @@ def _find_reason(error: Exception, folder: Path) -> str:
             return reason
     if damaged := find_damaged(folder):
         return f"cannot be loaded: {damaged} is damaged; get it again"
-    return f"cannot be loaded: {describe_error(error)}"
+    return f"cannot be loaded: {explain_library_change(error) or describe_error(error)}"
 
 
 def find_damaged(folder: Path) -> str:

@@ -201,8 +201,8 @@ def test_compiled_kernels_of_the_hub_are_used_and_in_the_key_only_if_they_are_as
     assert base.model.use_kernels is False  # transformers 5.25 would use them on a GPU
     config = compose_config("quantization=none", "model.allow_kernels=true")
     assert load_base_model(config.model, config.quantization).model.use_kernels is False
-    asked = replace(config.model, args={"use_kernels": True})
-    described = describe_base_model(asked, config.quantization, base.tokenizer, base.outline)
+    with_kernels = replace(config.model, args={"use_kernels": True})
+    described = describe_base_model(with_kernels, config.quantization, base.tokenizer, base.outline)
     assert described.identity == {**base.identity, "args": {"use_kernels": True}}
 
 
